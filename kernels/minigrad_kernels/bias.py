@@ -1,0 +1,148 @@
+"""Bias and activation in one kernel: y = f(x + b) for x (..., N) and b (N,), and its backward with the bias gradient.
+
+    y  = f(x + b)
+    dx = g f'(x + b)
+    db = sum over the rows of dx, from the unrounded dx
+
+Saved: x and b, from which x + b is formed again; or only y, for ReLU, which loses nothing by it, and for those who prefer
+less memory to exactness. Half types are computed and summed in float32, every result is rounded once. The sum over rows has two stages, each in a fixed order
+and without atomics, so the same inputs give the same bits: a program adds up its own ROWS rows, and a second kernel adds
+the programs' partial sums in their order. How the rows are cut depends on the shape alone, not on the device.
+
+Rows are read as they lie, so x is made contiguous first. A row whose length is a multiple of 16 elements is read and
+written at full width; other rows begin at unaligned addresses, and there is no aligned bulk to keep wide.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from minigrad_kernels.arithmetic import activation as _activation
+from minigrad_kernels.arithmetic import narrow, widen
+from minigrad_kernels.elementwise import as_laid_out, times_derivative, times_derivative_from_output
+
+NUM_WARPS = 4
+ROWS = 8  # rows of one tile
+COLUMN_BYTES = 512
+"""Of one tile's row: a warp's 16-byte accesses. A tile is 8 rows of them, two or more accesses a thread for two tensors."""
+TILES = 16
+"""Tiles that one program of the backward adds up: the partial sums are then 1/128 of x."""
+COLUMN_SUM_BLOCK = 32
+COLUMN_SUM_ROWS = 64
+
+
+@triton.jit
+def _bias_activation_kernel(
+    y_ptr, x_ptr, bias_ptr, n_rows, n_columns,
+    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS], 64-bit: rows * n_columns may pass 2^31
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    offsets = rows[:, None] * n_columns + columns[None, :]  # [ROWS, BLOCK]
+    mask = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
+    bias = widen(tl.load(bias_ptr + columns, mask=columns < n_columns, other=0.0))
+    x = widen(tl.load(x_ptr + offsets, mask=mask, other=0.0))
+    y = _activation(x + bias[None, :], ACTIVATION)
+    tl.store(y_ptr + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _bias_activation_backward_kernel(
+    dx_ptr, partial_ptr, g_ptr, saved_ptr, bias_ptr, n_rows, n_columns,
+    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    total = tl.zeros([ROWS, BLOCK], dtype=partial_ptr.dtype.element_ty)
+    if bias_ptr is not None:
+        bias = widen(tl.load(bias_ptr + columns, mask=columns < n_columns, other=0.0))[None, :]
+    for tile in range(TILES):
+        rows = (program * TILES + tile) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+        offsets = rows[:, None] * n_columns + columns[None, :]  # [ROWS, BLOCK]
+        mask = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
+        saved = widen(tl.load(saved_ptr + offsets, mask=mask, other=0.0))
+        g = widen(tl.load(g_ptr + offsets, mask=mask, other=0.0))
+        if bias_ptr is not None:
+            dx = times_derivative(g, saved + bias, ACTIVATION, 1)
+        else:
+            dx = times_derivative_from_output(g, saved, ACTIVATION)
+        tl.store(dx_ptr + offsets, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
+        total += tl.where(mask, dx, 0.0)
+    partial = tl.sum(total, axis=0)  # [BLOCK]
+    tl.store(partial_ptr + program * n_columns + columns, partial, mask=columns < n_columns)
+
+
+@triton.jit
+def _column_sum_kernel(
+    out_ptr, partial_ptr, n_rows, n_columns,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    total = tl.zeros([ROWS, BLOCK], dtype=partial_ptr.dtype.element_ty)
+    for start in range(0, n_rows, ROWS):
+        rows = start + tl.arange(0, ROWS).to(tl.int64)  # [ROWS]
+        mask = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
+        total += tl.load(partial_ptr + rows[:, None] * n_columns + columns[None, :], mask=mask, other=0.0)
+    out = tl.sum(total, axis=0)  # [BLOCK]
+    tl.store(out_ptr + columns, narrow(out, out_ptr.dtype.element_ty), mask=columns < n_columns)
+
+
+def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str) -> torch.Tensor:
+    """Launch f(x + bias). x (..., N), bias (N,), same dtype. Returns a new tensor laid out as x."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if y.numel():
+        n_rows, n_columns = _matrix(x)
+        block = _columns_per_tile(x, n_columns)
+        with torch.cuda.device_of(x):
+            _bias_activation_kernel[(triton.cdiv(n_rows, ROWS), triton.cdiv(n_columns, block))](
+                y_ptr=y, x_ptr=as_laid_out(x, y), bias_ptr=_contiguous(bias), n_rows=n_rows, n_columns=n_columns,
+                ACTIVATION=activation, ROWS=ROWS, BLOCK=block, num_warps=NUM_WARPS,
+            )  # fmt: skip
+    return _laid_out_as_input(y, x)
+
+
+def bias_activation_backward(
+    upstream: torch.Tensor, saved: torch.Tensor, bias: torch.Tensor | None, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch upstream f'(x + bias) and its sum over rows, from the saved x and bias or, without bias, the saved output.
+
+    Returns dx (..., N), laid out as `saved`, and db (N,).
+    """
+    dx = torch.empty_like(saved, memory_format=torch.contiguous_format)
+    db = saved.new_empty(saved.shape[-1:])
+    if dx.numel() == 0:
+        return _laid_out_as_input(dx, saved), db.zero_()
+    n_rows, n_columns = _matrix(saved)
+    block = _columns_per_tile(saved, n_columns)
+    n_programs = triton.cdiv(n_rows, ROWS * TILES)
+    accumulation = torch.float64 if saved.dtype == torch.float64 else torch.float32
+    partial = torch.empty((n_programs, n_columns), dtype=accumulation, device=saved.device)
+    with torch.cuda.device_of(saved):
+        _bias_activation_backward_kernel[(n_programs, triton.cdiv(n_columns, block))](
+            dx_ptr=dx, partial_ptr=partial, g_ptr=as_laid_out(upstream, dx), saved_ptr=as_laid_out(saved, dx),
+            bias_ptr=None if bias is None else _contiguous(bias), n_rows=n_rows, n_columns=n_columns,
+            ACTIVATION=activation, ROWS=ROWS, TILES=TILES, BLOCK=block, num_warps=NUM_WARPS,
+        )  # fmt: skip
+        _column_sum_kernel[(triton.cdiv(n_columns, COLUMN_SUM_BLOCK),)](
+            out_ptr=db, partial_ptr=partial, n_rows=n_programs, n_columns=n_columns,
+            ROWS=COLUMN_SUM_ROWS, BLOCK=COLUMN_SUM_BLOCK, num_warps=NUM_WARPS,
+        )  # fmt: skip
+    return _laid_out_as_input(dx, saved), db
+
+
+def _matrix(x: torch.Tensor) -> tuple[int, int]:
+    return x.numel() // x.shape[-1], x.shape[-1]
+
+
+def _columns_per_tile(x: torch.Tensor, n_columns: int) -> int:
+    return min(COLUMN_BYTES // x.element_size(), triton.next_power_of_2(n_columns))  # type: ignore[no-any-return]
+
+
+def _contiguous(bias: torch.Tensor) -> torch.Tensor:
+    return as_laid_out(bias, torch.empty_like(bias, memory_format=torch.contiguous_format))
+
+
+def _laid_out_as_input(result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return result if x.is_contiguous() else torch.empty_like(x).copy_(result)

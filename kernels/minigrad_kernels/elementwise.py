@@ -1,0 +1,243 @@
+"""Elementwise kernels: an activation, its n-th derivative, their products with a gradient, and the double backward.
+
+    y  = f^(n)(x)                 n = 0, the activation itself, to 10
+    dx = g f^(n)(x)               the backward of order n; n = 1 is the ordinary one
+    dg = v f^(n)(x)               the double backward: v is the gradient that arrives at dx;
+    dx = v g f^(n+1)(x)           both results from one reading of v, g and x
+
+Nothing but x is saved: the derivative is recomputed from it (see `arithmetic`), since these kernels wait for memory, not
+for arithmetic. ReLU may be given its output in place of x, which has the same derivative. `backward_from_output` is for
+those who keep the output of sigmoid or tanh instead of the input, at PyTorch's accuracy.
+
+Half types are computed in float32; every result is rounded once. Source of the mathematics: `polynomials`.
+
+A kernel sees memory, not shapes: operands lie densely in one common order of strides. A program whose block lies wholly
+inside the tensor loads and stores without a mask, so the hardware's widest accesses serve whatever the size; only
+the last program masks. An operand whose address is not a multiple of 16 bytes is read narrowly, the others stay wide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from minigrad_kernels.arithmetic import activation as _activation
+from minigrad_kernels.arithmetic import derivative as _derivative
+from minigrad_kernels.arithmetic import narrow, widen
+
+NUM_WARPS = 4
+BYTES_PER_PROGRAM = 4096
+"""Of each operand: two 16-byte accesses in flight for every thread of four warps. Follows from the width of a load; it
+is no measurement."""
+
+
+@triton.jit
+def _load(ptr, offsets, n_elements, MASKED: tl.constexpr, EXPANDED: tl.constexpr):
+    """Load a block, widened; an EXPANDED operand is one element that stands for all."""
+    if EXPANDED:
+        return widen(tl.load(ptr))
+    elif MASKED:
+        return widen(tl.load(ptr + offsets, mask=offsets < n_elements, other=0.0))
+    else:
+        return widen(tl.load(ptr + offsets))
+
+
+@triton.jit
+def _store(ptr, offsets, value, n_elements, MASKED: tl.constexpr):
+    value = narrow(value, ptr.dtype.element_ty)
+    if MASKED:
+        tl.store(ptr + offsets, value, mask=offsets < n_elements)
+    else:
+        tl.store(ptr + offsets, value)
+
+
+@triton.jit
+def times_derivative(g, x, ACTIVATION: tl.constexpr, ORDER: tl.constexpr):
+    """Return g f^(ORDER)(x), ORDER >= 1. ReLU passes g where x > 0 or x is NaN, as torch does; from order 2 on it is 0."""
+    if ACTIVATION == "relu":
+        return tl.where(x <= 0.0, 0.0, g) if ORDER == 1 else tl.zeros_like(x)
+    else:
+        a, b = _derivative(x, ACTIVATION, ORDER)
+        return (g * a) * b
+
+
+@triton.jit
+def times_derivative_from_output(g, y, ACTIVATION: tl.constexpr):
+    """Return g f'(x) where y = f(x) is known, rounded, and not x."""
+    if ACTIVATION == "relu":
+        return tl.where(y <= 0.0, 0.0, g)
+    elif ACTIVATION == "tanh":
+        return g * ((1.0 - y) * (1.0 + y))
+    else:
+        return g * ((1.0 - y) * y)
+
+
+@triton.jit
+def _derivative_block(
+    out_ptr, g_ptr, x_ptr, offsets, n_elements,
+    ACTIVATION: tl.constexpr, ORDER: tl.constexpr,
+    UPSTREAM: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    x = _load(x_ptr, offsets, n_elements, MASKED, False)  # [BLOCK]
+    if UPSTREAM == "none":
+        g = tl.full(x.shape, 1.0, x.dtype)
+    else:
+        g = _load(g_ptr, offsets, n_elements, MASKED, UPSTREAM == "expanded")
+    if ORDER == 0:
+        out = _activation(x, ACTIVATION)
+    else:
+        out = times_derivative(g, x, ACTIVATION, ORDER)
+    _store(out_ptr, offsets, out, n_elements, MASKED)
+
+
+@triton.jit
+def _derivative_kernel(
+    out_ptr, g_ptr, x_ptr, n_elements,
+    ACTIVATION: tl.constexpr, ORDER: tl.constexpr,
+    UPSTREAM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offsets = start + tl.arange(0, BLOCK)  # [BLOCK], 64-bit: a tensor may have more than 2^31 elements
+    if start + BLOCK <= n_elements:
+        _derivative_block(
+            out_ptr, g_ptr, x_ptr, offsets, n_elements, ACTIVATION, ORDER, UPSTREAM, MASKED=False
+        )
+    else:
+        _derivative_block(
+            out_ptr, g_ptr, x_ptr, offsets, n_elements, ACTIVATION, ORDER, UPSTREAM, MASKED=True
+        )
+
+
+@triton.jit
+def _double_backward_block(
+    dg_ptr, dx_ptr, v_ptr, g_ptr, x_ptr, offsets, n_elements,
+    ACTIVATION: tl.constexpr, ORDER: tl.constexpr,
+    V_EXPANDED: tl.constexpr, G_EXPANDED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    x = _load(x_ptr, offsets, n_elements, MASKED, False)  # [BLOCK]
+    g = _load(g_ptr, offsets, n_elements, MASKED, G_EXPANDED)
+    v = _load(v_ptr, offsets, n_elements, MASKED, V_EXPANDED)
+    dg = times_derivative(v, x, ACTIVATION, ORDER)
+    dx = times_derivative(v * g, x, ACTIVATION, ORDER + 1)
+    _store(dg_ptr, offsets, dg, n_elements, MASKED)
+    _store(dx_ptr, offsets, dx, n_elements, MASKED)
+
+
+@triton.jit
+def _double_backward_kernel(
+    dg_ptr, dx_ptr, v_ptr, g_ptr, x_ptr, n_elements,
+    ACTIVATION: tl.constexpr, ORDER: tl.constexpr,
+    V_EXPANDED: tl.constexpr, G_EXPANDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offsets = start + tl.arange(0, BLOCK)  # [BLOCK]
+    if start + BLOCK <= n_elements:
+        _double_backward_block(
+            dg_ptr, dx_ptr, v_ptr, g_ptr, x_ptr, offsets, n_elements,
+            ACTIVATION, ORDER, V_EXPANDED, G_EXPANDED, MASKED=False,
+        )  # fmt: skip
+    else:
+        _double_backward_block(
+            dg_ptr, dx_ptr, v_ptr, g_ptr, x_ptr, offsets, n_elements,
+            ACTIVATION, ORDER, V_EXPANDED, G_EXPANDED, MASKED=True,
+        )  # fmt: skip
+
+
+@triton.jit
+def _output_block(
+    dx_ptr, g_ptr, y_ptr, offsets, n_elements,
+    ACTIVATION: tl.constexpr, G_EXPANDED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    y = _load(y_ptr, offsets, n_elements, MASKED, False)  # [BLOCK]
+    g = _load(g_ptr, offsets, n_elements, MASKED, G_EXPANDED)
+    _store(dx_ptr, offsets, times_derivative_from_output(g, y, ACTIVATION), n_elements, MASKED)
+
+
+@triton.jit
+def _backward_from_output_kernel(
+    dx_ptr, g_ptr, y_ptr, n_elements,
+    ACTIVATION: tl.constexpr, G_EXPANDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offsets = start + tl.arange(0, BLOCK)  # [BLOCK]
+    if start + BLOCK <= n_elements:
+        _output_block(dx_ptr, g_ptr, y_ptr, offsets, n_elements, ACTIVATION, G_EXPANDED, MASKED=False)
+    else:
+        _output_block(dx_ptr, g_ptr, y_ptr, offsets, n_elements, ACTIVATION, G_EXPANDED, MASKED=True)
+
+
+def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, order: int) -> torch.Tensor:
+    """Launch f^(order)(x), times `upstream` unless that is None. Returns a new tensor laid out as torch would."""
+    out = torch.empty_like(x)
+    x = as_laid_out(x, out)
+    if upstream is None:
+        mode = "none"
+    else:
+        upstream, expanded = _operand(upstream, out)
+        mode = "expanded" if expanded else "dense"
+    _launch(
+        _derivative_kernel, out, out_ptr=out, g_ptr=upstream, x_ptr=x,
+        ACTIVATION=activation, ORDER=order, UPSTREAM=mode,
+    )  # fmt: skip
+    return out
+
+
+def double_backward(
+    v: torch.Tensor, upstream: torch.Tensor, x: torch.Tensor, activation: str, order: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch v f^(order)(x) and v upstream f^(order+1)(x) in one kernel, for sigmoid and tanh."""
+    dg, dx = torch.empty_like(x), torch.empty_like(x)
+    x = as_laid_out(x, dx)
+    v, v_expanded = _operand(v, dx)
+    upstream, g_expanded = _operand(upstream, dx)
+    _launch(
+        _double_backward_kernel, dx, dg_ptr=dg, dx_ptr=dx, v_ptr=v, g_ptr=upstream, x_ptr=x,
+        ACTIVATION=activation, ORDER=order,
+        V_EXPANDED=v_expanded, G_EXPANDED=g_expanded,
+    )  # fmt: skip
+    return dg, dx
+
+
+def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: str) -> torch.Tensor:
+    """Launch the first-order backward of sigmoid or tanh from the stored output y."""
+    dx = torch.empty_like(y)
+    y = as_laid_out(y, dx)
+    upstream, expanded = _operand(upstream, dx)
+    _launch(
+        _backward_from_output_kernel, dx, dx_ptr=dx, g_ptr=upstream, y_ptr=y,
+        ACTIVATION=activation, G_EXPANDED=expanded,
+    )  # fmt: skip
+    return dx
+
+
+def as_laid_out(operand: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return `operand` in memory as a kernel reads it: `like`'s strides, no pending negation; a copy if need be."""
+    if operand.stride() == like.stride() and not operand.is_neg() and not operand._is_zerotensor():
+        return operand
+    return torch.empty_like(like, dtype=operand.dtype).copy_(operand)
+
+
+def block_size(itemsize: int) -> int:
+    """Return the number of elements that one program takes, for elements of `itemsize` bytes."""
+    return BYTES_PER_PROGRAM // itemsize
+
+
+def _operand(operand: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Return a gradient as the kernel reads it, and whether it is one element expanded, as `.sum()` sends it."""
+    expanded = not any(operand.stride()) and not operand.is_neg() and not operand._is_zerotensor()
+    return (operand, True) if expanded else (as_laid_out(operand, like), False)
+
+
+
+def _launch(kernel: Any, out: torch.Tensor, **arguments: Any) -> None:
+    n_elements = out.numel()
+    if n_elements == 0:
+        return
+    block = block_size(out.element_size())
+    with torch.cuda.device_of(out):
+        kernel[(triton.cdiv(n_elements, block),)](
+            n_elements=n_elements, BLOCK=block, num_warps=NUM_WARPS, **arguments
+        )

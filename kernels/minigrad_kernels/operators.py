@@ -1,0 +1,190 @@
+"""The operations, on the path that fits their tensors: Triton's kernels or plain PyTorch.
+
+None of them is differentiable by itself: `minigrad.functional` makes them so. Each exists twice. The function is for
+plain tensors in eager mode and costs little more than the choice of a path. The operator of the same name in
+`torch.ops.minigrad` is the same function behind PyTorch's dispatcher, with a rule for shapes: tracers (torch.compile,
+export, fake tensors, tensor subclasses) see it whole, so what is traced runs the same kernel and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch.autograd import forward_ad
+
+from minigrad_kernels import plain
+
+ACTIVATIONS = ("sigmoid", "tanh", "relu")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_TRITON_DEVICE = "cpu" if _INTERPRETED else "cuda"  # ROCm's devices are called cuda too
+_LIBRARY = torch.library.Library("minigrad", "DEF")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def path_for(device: torch.device | str) -> str:
+    """Return which path runs on `device`: "triton" or "plain".
+
+    Triton's kernels run on CUDA and ROCm devices where Triton is installed and, with TRITON_INTERPRET=1 in the
+    environment, on the CPU in Triton's interpreter. Everywhere else plain PyTorch runs.
+    """
+    return "triton" if _HAS_TRITON and torch.device(device).type == _TRITON_DEVICE else "plain"
+
+
+def _path(x: torch.Tensor) -> Any:
+    on_triton = x.is_cpu if _INTERPRETED else x.is_cuda  # far cheaper than x.device.type
+    return _triton_path() if _HAS_TRITON and on_triton else plain
+
+
+@functools.cache
+def _triton_path() -> Any:
+    return importlib.import_module("minigrad_kernels.triton_path")  # only now: importing Triton takes a while
+
+
+def _operator(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Define torch.ops.minigrad.<name> from a function, and send traced tensors through it.
+
+    Args:
+        schema: the arguments and results in PyTorch's schema language; the first argument is a tensor.
+        shapes: the function on fake tensors.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        name = function.__name__
+        _LIBRARY.define(name + schema)
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, _refuse_derivatives(name), "Autograd", with_keyset=True)
+        torch.library.register_fake(f"minigrad::{name}", shapes, lib=_LIBRARY)
+        operator = getattr(torch.ops.minigrad, name)
+
+        @functools.wraps(function)
+        def choose(*arguments: P.args, **keywords: P.kwargs) -> R:
+            return (operator if _are_traced(arguments) else function)(*arguments, **keywords)
+
+        return choose
+
+    return decorate
+
+
+def _are_traced(arguments: tuple[Any, ...]) -> bool:
+    """Return whether a tracer, a tensor subclass or the batched tensors of `is_grads_batched` are among the arguments."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    for argument in arguments:
+        kind = type(argument)
+        if kind is str:  # the tensors stand before the activation's name
+            return False
+        if kind is torch.Tensor:
+            if torch._C._functorch.is_legacy_batchedtensor(argument):
+                return True
+        elif argument is not None and kind is not torch.nn.Parameter:
+            return True
+    return False
+
+
+def _refuse_derivatives(name: str) -> Callable[..., Any]:
+    """Return the operator's rule under autograd: run, unless its result is to be differentiated, which would give zeros."""
+
+    def rule(keyset: Any, *arguments: Any) -> Any:
+        tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+        in_reverse = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if in_reverse or any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+            raise RuntimeError(
+                f"torch.ops.minigrad.{name} has no derivative of its own: call the functions of minigrad, which have. "
+                "If they are called, then inside a transform that torch.compile traces and cannot differentiate through "
+                "them: compile without fullgraph=True, or leave the transform outside the compiled function."
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            below = keyset & torch._C._after_autograd_keyset
+            return getattr(torch.ops.minigrad, name).default.redispatch(below, *arguments)
+
+    return rule
+
+
+@_operator(
+    "(Tensor x, Tensor? upstream, str activation, int order) -> Tensor",
+    lambda x, upstream, activation, order: torch.empty_like(x),
+)
+def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, order: int) -> torch.Tensor:
+    """Return f^(order)(x), times `upstream` unless that is None. Not differentiable.
+
+    Args:
+        x: any shape and strides; float16, bfloat16, float32 or float64. ReLU's derivatives also take its output here.
+        upstream: x's shape, dtype and device, or None; for an order from 1 on.
+        activation: "sigmoid", "tanh" or "relu".
+        order: 0, the activation itself, to 10.
+    Returns: a new tensor of x's shape and dtype, laid out as torch's own function would.
+    """
+    return _path(x).derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
+
+
+@_operator(
+    "(Tensor v, Tensor upstream, Tensor x, str activation, int order) -> (Tensor, Tensor)",
+    lambda v, upstream, x, activation, order: (torch.empty_like(x), torch.empty_like(x)),
+)
+def double_backward(
+    v: torch.Tensor, upstream: torch.Tensor, x: torch.Tensor, activation: str, order: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return v f^(order)(x) and v upstream f^(order+1)(x), for 1 <= order <= 9. Not differentiable.
+
+    These are the gradients of upstream f^(order)(x) with respect to `upstream` and x, where v arrives at it.
+
+    Args:
+        v: x's shape, dtype and device.
+        upstream: likewise.
+        x: any shape and strides.
+        activation: "sigmoid" or "tanh".
+        order: of the product that is differentiated.
+    """
+    return _path(x).double_backward(v, upstream, x, activation, order)  # type: ignore[no-any-return]
+
+
+@_operator(
+    "(Tensor upstream, Tensor y, str activation) -> Tensor",
+    lambda upstream, y, activation: torch.empty_like(y),
+)
+def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return upstream f'(x) from y = f(x): exact for ReLU, and for the others as inexact as y is rounded.
+
+    Not differentiable. All of one shape, dtype and device.
+    """
+    return _path(y).backward_from_output(upstream, y, activation)  # type: ignore[no-any-return]
+
+
+@_operator(
+    "(Tensor x, Tensor bias, str activation) -> Tensor",
+    lambda x, bias, activation: torch.empty_like(x),
+)
+def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return f(x + bias), rounded once. x (..., N), bias (N,), of one dtype and device. Not differentiable."""
+    return _path(x).bias_activation(x, bias, activation)  # type: ignore[no-any-return]
+
+
+@_operator(
+    "(Tensor upstream, Tensor saved, Tensor? bias, str activation) -> (Tensor, Tensor)",
+    lambda upstream, saved, bias, activation: (torch.empty_like(saved), saved.new_empty(saved.shape[-1:])),
+)
+def bias_activation_backward(
+    upstream: torch.Tensor, saved: torch.Tensor, bias: torch.Tensor | None, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of f(x + bias), (..., N) and (N,). Not differentiable.
+
+    The second is summed over rows in a fixed order, from unrounded values.
+
+    Args:
+        upstream: (..., N).
+        saved: (..., N), the input x if `bias` is given, the output y if not.
+        bias: (N,) or None.
+        activation: "sigmoid", "tanh" or "relu".
+    """
+    return _path(saved).bias_activation_backward(upstream, saved, bias, activation)  # type: ignore[no-any-return]

@@ -1,0 +1,6 @@
+"""The Triton path: the same functions as `plain`, as kernels. Importing it imports Triton."""
+
+from minigrad_kernels.bias import bias_activation, bias_activation_backward
+from minigrad_kernels.elementwise import backward_from_output, derivative, double_backward
+
+__all__ = ["backward_from_output", "bias_activation", "bias_activation_backward", "derivative", "double_backward"]

@@ -1,0 +1,70 @@
+"""What there is to run: the experiments, and the options of each config group.
+
+Configs and experiments lie under one root: the package's folder in an installed wheel, which carries both, and the
+checkout's otherwise. An experiment is loaded by its file's path under that root, and nothing outside it ever is.
+"""
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from minigrad.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parent
+ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
+CONFIGS = ROOT / "configs"
+
+
+def groups() -> dict[str, list[str]]:
+    """Return the options of every config group, sorted, by the group's name."""
+    folders = sorted(folder for folder in CONFIGS.iterdir() if folder.is_dir())
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def check_option(group: str, option: object) -> None:
+    """Raise a UserError that lists what there is, unless `group` has `option`."""
+    options = groups()[group]
+    if option not in options:
+        named = "null" if option is None else option
+        raise UserError(f"unknown {group} '{named}'; there are: {', '.join(options)}")
+
+
+def load_experiment(stem: str) -> ModuleType:
+    """Import `experiments/<stem>.py`, once; the module defines `Config` and `run`.
+
+    Raises:
+        UserError: there is no such experiment.
+    """
+    check_option("experiment", stem)
+    name = f"experiments.{stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{stem}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it is executed: dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def describe(group: str, option: str) -> str:
+    """Return one line on an option: the first of its experiment's docstring, or the comment that heads its config."""
+    experiment = ROOT / "experiments" / f"{option}.py"
+    if group == "experiment" and experiment.is_file():
+        tree = ast.parse(experiment.read_text(encoding="utf-8"))  # not imported: help is to be quick
+        return (ast.get_docstring(tree) or "").partition("\n")[0]
+    first = (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def settings(file: Path) -> list[str]:
+    """Return a config's top-level `key: value # comment` lines as they stand in its file."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line[:1].isalpha() and not line.startswith(("defaults:", "hydra:", "name:"))]

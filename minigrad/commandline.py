@@ -1,0 +1,176 @@
+"""The command line around Hydra: its options, its help, and one clear line for every mistake.
+
+Hydra composes and sweeps. Exceptions reach this module, which alone maps them to exit codes: 2 for a mistake of the
+user's, 1 for a run that failed, 130 for one that was interrupted.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from minigrad import catalog
+from minigrad.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+Start = Callable[[str, dict[str, Any]], None]
+
+PROGRAM = "minigrad-train"
+
+
+def run(start: Start, arguments: Sequence[str]) -> int:
+    """Carry out a command line and return its exit code.
+
+    Args:
+        start: called with the experiment's stem and its composed values, once for every run.
+        arguments: the command line without the program's name.
+    """
+    try:
+        options = _Parser().parse_intermixed_args(arguments)
+        if options.help:
+            print(_help(options.overrides))
+        else:
+            _compose_and_start(start, options)
+    except (UserError, RunFailed) as error:
+        _complain(error)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _complain(error: Exception) -> None:
+    print(f"{PROGRAM}: {error}", file=sys.stderr, flush=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reads the options that are passed on to Hydra; what it cannot read is a UserError."""
+
+    def __init__(self) -> None:
+        super().__init__(prog=PROGRAM, add_help=False, allow_abbrev=False)
+        self.add_argument("overrides", nargs="*")
+        self.add_argument("-h", "--help", action="store_true")
+        self.add_argument("-m", "--multirun", action="store_true")
+        self.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
+        self.add_argument("-sc", "--shell-completion", action="store_true")
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            option = message.removeprefix("unrecognized arguments: ").split()[0]
+            message = f"unknown option {option}"
+            if "=" in option:
+                message += f"; a key is given without dashes: {option.lstrip('-').replace('-', '_')}"
+        raise UserError(f"{message}; see {PROGRAM} --help")
+
+
+def _compose_and_start(start: Start, options: argparse.Namespace) -> None:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    errors: list[Exception] = []
+
+    def job(config: "DictConfig") -> None:
+        own = HydraConfig.get()
+        sweeps = own.mode is RunMode.MULTIRUN
+        if sweeps:
+            print(f"run {own.job.num + 1} of the sweep: {' '.join(own.overrides.task)}", flush=True)
+        try:
+            start(str(own.runtime.choices["experiment"]), _resolve(config))
+        except Exception as error:
+            errors.append(error)
+            if sweeps:
+                _complain(error)
+                raise  # to Hydra, which goes on with the sweep and raises the first error at its end
+            # Not to Hydra, which would announce it with a line of its own: raised below.
+
+    flags = [flag for flag in ("multirun", "shell_completion") if getattr(options, flag)]
+    command = [PROGRAM, *(f"--{flag.replace('_', '-')}" for flag in flags)]
+    command += ["--cfg", options.cfg] if options.cfg else []
+    with tempfile.TemporaryDirectory() as scratch:
+        # Hydra's sweeper insists on writing a file of its own.
+        command += [*options.overrides, f"hydra.sweep.dir='{scratch}'"] if options.multirun else options.overrides
+        try:
+            with _environment("HYDRA_FULL_ERROR", "1"), _argv(command):
+                hydra.main(config_path=str(catalog.CONFIGS), config_name="train", version_base="1.3")(job)()
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if error not in errors:
+                from minigrad.diagnosis import diagnose
+
+                raise diagnose(options.overrides, options.multirun, error) from error
+        except RunFailed:
+            pass  # it is among the errors
+    expected = all(isinstance(error, (UserError, RunFailed)) for error in errors)
+    if expected and options.multirun and errors:
+        kind = UserError if all(isinstance(error, UserError) for error in errors) else RunFailed
+        raise kind(f"{len(errors)} of the sweep's runs failed")
+    if errors:
+        raise next(error for error in errors if expected or not isinstance(error, (UserError, RunFailed)))
+
+
+def _resolve(config: "DictConfig") -> dict[str, Any]:
+    """Return a composed config as plain values, interpolations resolved."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _argv(arguments: list[str]) -> Iterator[None]:
+    """Set the command line for a while: Hydra reads it there."""
+    before = sys.argv
+    sys.argv = arguments
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _help(overrides: Sequence[str]) -> str:
+    """Return the help; with `experiment=<stem>` among the overrides, its keys in place of training's."""
+    named = [text.removeprefix("experiment=") for text in overrides if text.startswith("experiment=")]
+    stem = named[-1] if named else "training"
+    catalog.check_option("experiment", stem)
+    lines = [f"usage: {PROGRAM} [experiment=NAME] [objective=NAME] [rule=NAME] [key=value ...]", ""]
+    for group, options in catalog.groups().items():
+        described = [f"  {option:<20} {catalog.describe(group, option)}" for option in options]
+        lines += [f"{group}=", *described, ""]
+    for title, file in (("every run", "train"), (f"experiment={stem}", f"experiment/{stem}")):
+        keys = [f"  {line}" for line in catalog.settings(catalog.CONFIGS / f"{file}.yaml")]
+        lines += [f"keys of {title}, with their defaults:", *keys, ""]
+    lines += [
+        "options:",
+        "  -m, --multirun       run every combination: -m activation=tanh,relu seed=0,1,2; -m 'experiment=glob(*)'",
+        "  -c, --cfg job        print the composed config and stop",
+        "  -sc, --shell-completion install=bash   print what makes the shell complete keys and options",
+        "  -h, --help           this help; with experiment=NAME, the keys of that experiment",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,247 @@
+"""The autograd Functions: how the activations, and all their derivatives, are differentiated.
+
+One Function carries the mathematics. With n = 0 for the activation itself,
+
+    Derivative_n(x)    = f^(n)(x),           backward: dx = Derivative_{n+1}(x, v)
+    Derivative_n(x, g) = g f^(n)(x),         backward: dg = Derivative_n(x, v),  dx = Derivative_{n+1}(x, v g)
+
+so the backward of each order is the Function of the next, and whatever PyTorch composes from them (create_graph, torch.func,
+forward mode) is exact to the tenth order. Sigmoid and tanh save x, ReLU saves its output.
+
+Three more Functions fuse what reverse mode does most: the two results of a double backward, bias with activation, and the
+variant that saves the output. They serve plain reverse mode; under a transform of torch.func or in forward mode the
+same values come from `Derivative`, which knows vmap and jvp.
+
+PyTorch's compiler traces no Function that has a jvp, so `TracedDerivative` is the same without. Inside a transform of
+torch.func the compiler would drop the backward altogether: there it is sent back to eager mode (`in_eager_mode`), or
+raises where it may not leave the graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+import minigrad_kernels as kernels
+
+
+class Derivative(Function):
+    """f^(order)(x), times `upstream` unless that is None: differentiable any way PyTorch knows, to the tenth order."""
+
+    @staticmethod
+    def forward(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
+        return kernels.derivative(x, upstream, activation, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, upstream, ctx.activation, ctx.order = inputs
+        if ctx.order == 0 and ctx.activation == "relu":
+            x = output
+        ctx.save_for_backward(x, upstream)
+        if forward_mode_is_active():
+            ctx.save_for_forward(x, upstream)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _derivative_backward(ctx, v)
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor | None, upstream_tangent: Tensor | None, *_: None) -> Tensor:  # type: ignore[override]
+        x, upstream = ctx.saved_tensors
+        total = None
+        if x_tangent is not None:
+            factor = x_tangent if upstream is None else x_tangent * upstream
+            total = derivative(x, factor, ctx.activation, ctx.order + 1)
+        if upstream_tangent is not None:
+            term = derivative(x, upstream_tangent, ctx.activation, ctx.order)
+            total = term if total is None else total + term
+        assert total is not None
+        return total
+
+    @staticmethod
+    def vmap(  # type: ignore[override]
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, upstream: Tensor | None, activation: str, order: int
+    ) -> tuple[Tensor, int]:
+        if in_dims[0] is None:
+            assert upstream is not None
+            x = x.expand(info.batch_size, *x.shape)
+        else:
+            x = x.movedim(in_dims[0], 0)
+        if upstream is not None:
+            upstream = upstream.expand_as(x) if in_dims[1] is None else upstream.movedim(in_dims[1], 0)
+        return derivative(x, upstream, activation, order), 0
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        """Apply without the signature binding that `Function.apply` does, two thirds of the host time, for torch.func."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*arguments)
+        return super(Function, cls).apply(*arguments)  # type: ignore[misc]
+
+
+class TracedDerivative(Function):
+    """`Derivative` for torch.compile and torch.export: the same without vmap and jvp."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:  # type: ignore[override]
+        ctx.activation, ctx.order = activation, order
+        y = kernels.derivative(x, upstream, activation, order)
+        ctx.save_for_backward(y if order == 0 and activation == "relu" else x, upstream)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _derivative_backward(ctx, v)
+
+
+def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
+    """Return f^(order)(x), times `upstream` unless that is None, differentiably.
+
+    Raises:
+        ValueError: the order is above 10, in a backward of order 10 that needs the eleventh derivative.
+    """
+    if order > kernels.MAX_ORDER:
+        raise ValueError(
+            f"derivatives of {activation} go to order {kernels.MAX_ORDER}, and this asks for order {order}: "
+            "beyond, float32 keeps too few digits. Differentiate fewer times."
+        )
+    if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            return in_eager_mode(x, upstream, activation, order)
+        return TracedDerivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
+    recorded = torch.is_grad_enabled() and (x.requires_grad or (upstream is not None and upstream.requires_grad))
+    if recorded or forward_mode_is_active():
+        return Derivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
+    return kernels.derivative(x, upstream, activation, order)
+
+
+@torch.compiler.disable(reason="torch.compile drops the backward of a Function inside a transform of torch.func")
+def in_eager_mode(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
+    """Return `derivative`, computed outside the compiler."""
+    return Derivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
+
+
+def _derivative_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of `Derivative` for x and `upstream`, and None for what is no tensor."""
+    x, upstream = ctx.saved_tensors
+    activation, order = ctx.activation, ctx.order
+    for_x, for_upstream = ctx.needs_input_grad[:2]
+    dx = dg = None
+    if upstream is None:
+        dx = derivative(x, v, activation, order + 1) if activation != "relu" or order == 0 else torch.zeros_like(x)
+    elif activation == "relu":
+        dg = derivative(x, v, activation, order) if for_upstream else None
+        dx = torch.zeros_like(x) if for_x else None
+    elif not for_x:
+        dg = derivative(x, v, activation, order)
+    elif in_plain_reverse_mode() and order < kernels.MAX_ORDER:
+        dg, dx = DoubleBackward.apply(v, upstream, x, activation, order)
+    else:
+        dg = derivative(x, v, activation, order) if for_upstream else None
+        dx = derivative(widen(x), widen(v) * widen(upstream), activation, order + 1).to(x.dtype)
+    return dx, dg, None, None
+
+
+class DoubleBackward(Function):
+    """v f^(n)(x) and v upstream f^(n+1)(x), both from one kernel, for sigmoid and tanh."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, upstream: Tensor, x: Tensor, activation: str, order: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        ctx.activation, ctx.order = activation, order
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(v, upstream, x)
+        return kernels.double_backward(v, upstream, x, activation, order)
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        dtype = ctx.saved_tensors[2].dtype
+        v, upstream, x = (widen(tensor) for tensor in ctx.saved_tensors)
+        for_v, for_upstream, for_x = ctx.needs_input_grad[:3]
+        activation, n = ctx.activation, ctx.order
+        dv, dg, dx = [], [], []
+        if a is not None:
+            a = widen(a)
+            if for_v:
+                dv.append(derivative(x, a, activation, n))
+            if for_x:
+                dx.append(derivative(x, a * v, activation, n + 1))
+        if b is not None:
+            b = widen(b)
+            if for_v:
+                dv.append(derivative(x, b * upstream, activation, n + 1))
+            if for_upstream:
+                dg.append(derivative(x, b * v, activation, n + 1))
+            if for_x:
+                dx.append(derivative(x, b * v * upstream, activation, n + 2))
+        return *(sum(terms[1:], terms[0]).to(dtype) if terms else None for terms in (dv, dg, dx)), None, None
+
+
+class SavingOutput(Function):
+    """Sigmoid or tanh saving its output: PyTorch's memory, and PyTorch's accuracy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activation: str) -> Tensor:  # type: ignore[override]
+        ctx.activation = activation
+        y = kernels.derivative(x, None, activation, 0)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (y,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _times_derivative_from_output(v, y, ctx.activation), None
+        return kernels.backward_from_output(v, y, ctx.activation), None
+
+
+class BiasActivation(Function):
+    """f(x + bias) in one kernel. Saves x and bias, or only the output where `save` says so or f is ReLU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor, activation: str, save: str) -> Tensor:  # type: ignore[override]
+        ctx.activation = activation
+        y = kernels.bias_activation(x, bias, activation)
+        if activation == "relu" or save == "output":
+            ctx.save_for_backward(y, None)
+        else:
+            ctx.save_for_backward(x, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        saved, bias = ctx.saved_tensors
+        for_x, for_bias = ctx.needs_input_grad[:2]
+        if not torch.is_grad_enabled():
+            dx, db = kernels.bias_activation_backward(v, saved, bias, ctx.activation)
+            return dx if for_x else None, db if for_bias else None, None, None
+        if bias is not None:
+            dz = derivative(widen(saved) + widen(bias), widen(v), ctx.activation, 1)
+        else:
+            dz = _times_derivative_from_output(widen(v), widen(saved), ctx.activation)
+        db = dz.sum(dim=tuple(range(dz.dim() - 1))) if dz.dim() > 1 else dz
+        return dz.to(v.dtype), db.to(v.dtype), None, None
+
+
+def _times_derivative_from_output(v: Tensor, y: Tensor, activation: str) -> Tensor:
+    """Return v f'(x) where y = f(x), from operations that autograd differentiates again."""
+    if activation == "relu":
+        return derivative(y, v, "relu", 1)
+    return v * ((1 - y) * (1 + y) if activation == "tanh" else (1 - y) * y)
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Return a half-precision tensor in float32 and any other as it is; differentiable."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def forward_mode_is_active() -> bool:
+    """Return whether a level of forward-mode differentiation is open, where tensors may carry tangents."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def in_plain_reverse_mode() -> bool:
+    """Return whether neither torch.func nor forward mode is at work."""
+    return not forward_mode_is_active()

@@ -1,0 +1,136 @@
+"""Modules: the activations, a linear layer with its activation fused, and a multilayer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigrad import functional
+from minigrad.checks import check_activation, check_save
+
+
+class _Saving(torch.nn.Module):
+    def __init__(self, save: str = "input") -> None:
+        super().__init__()
+        check_save(save)
+        self.save = save
+
+    def extra_repr(self) -> str:
+        """Name what differs from the default."""
+        return "" if self.save == "input" else f"save={self.save!r}"
+
+
+class Sigmoid(_Saving):
+    """`minigrad.sigmoid` as a module. Any shape to the same shape.
+
+    Args:
+        save: "input" for exact gradients or "output" for PyTorch's memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return sigmoid(x)."""
+        return functional.sigmoid(x, self.save)
+
+
+class Tanh(_Saving):
+    """`minigrad.tanh` as a module. Any shape to the same shape.
+
+    Args:
+        save: "input" for exact gradients or "output" for PyTorch's memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tanh(x)."""
+        return functional.tanh(x, self.save)
+
+
+class ReLU(torch.nn.Module):
+    """`minigrad.relu` as a module. Any shape to the same shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(x)."""
+        return functional.relu(x)
+
+
+class Linear(torch.nn.Linear):
+    """activation(x W^T + b), the bias and the activation in one kernel. (..., in_features) to (..., out_features).
+
+    A `torch.nn.Linear` in all else: parameters, their names and their initial values.
+
+    Args:
+        in_features: size of the input's last dimension.
+        out_features: size of the output's last dimension.
+        bias: whether to add a bias.
+        activation: "sigmoid", "tanh", "relu", or None for a linear layer alone.
+        save: "input" for exact gradients or "output" for PyTorch's memory.
+        device: of the parameters.
+        dtype: of the parameters.
+    Raises:
+        ValueError: an unknown activation or `save`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str | None = None,
+        save: str = "input",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        if activation is not None:
+            check_activation(activation)
+        check_save(save)
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        self.activation = activation
+        self.save = save
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return activation(x W^T + b)."""
+        if self.activation is None:
+            return super().forward(x)
+        product = torch.nn.functional.linear(x, self.weight)
+        if self.bias is None:
+            return functional.activate(product, self.activation, self.save)
+        return functional.bias_activation(product, self.bias, self.activation, self.save)
+
+    def extra_repr(self) -> str:
+        """Name the sizes and what differs from the default."""
+        parts = [super().extra_repr()]
+        if self.activation is not None:
+            parts.append(f"activation={self.activation!r}")
+        if self.save != "input":
+            parts.append(f"save={self.save!r}")
+        return ", ".join(parts)
+
+
+class MLP(torch.nn.Sequential):
+    """A multilayer perceptron: `Linear` layers with an activation, the last one without. (..., sizes[0]) to (..., sizes[-1]).
+
+    Args:
+        sizes: the width of the input, of each hidden layer and of the output; at least two.
+        activation: "sigmoid", "tanh" or "relu", of every layer but the last.
+        save: "input" for exact gradients or "output" for PyTorch's memory.
+        device: of the parameters.
+        dtype: of the parameters.
+    Raises:
+        ValueError: fewer than two sizes or one below 1; an unknown activation or `save`.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], activation: str = "tanh", save: str = "input", device: Any = None, dtype: Any = None
+    ) -> None:
+        check_activation(activation)
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(f"`sizes` is {list(sizes)}: pass at least two widths, input first, each at least 1")
+        last = len(sizes) - 2
+        super().__init__(
+            *(
+                Linear(n_in, n_out, activation=None if i == last else activation, save=save, device=device, dtype=dtype)
+                for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            )
+        )

@@ -1,0 +1,42 @@
+"""Composes a config and starts the experiment it names: `python -m minigrad.train [experiment=...] [key=value ...]`.
+
+The console script `minigrad-train` is the same program.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from minigrad import catalog, commandline
+from minigrad.errors import RunFailed
+
+
+def start(stem: str, values: dict[str, Any]) -> None:
+    """Run the experiment `experiments/<stem>.py` with the values of a composed config.
+
+    Raises:
+        UserError: a key is unknown, or a value is wrong.
+        RunFailed: what the experiment set out to show did not come true.
+    """
+    from minigrad.config import typed
+    from minigrad.run import Run
+
+    experiment = catalog.load_experiment(stem)
+    config = typed(experiment.Config, {"experiment": stem, **values}, f"experiment={stem}")
+    with Run(config) as run:
+        print(f"{config.label} on {run.device} ({run.path} path), seed {config.seed}", flush=True)
+        try:
+            reached = experiment.run(config, run)
+        except (RunFailed, KeyboardInterrupt):
+            print(f"stopped; {run.whereabouts}", flush=True)
+            raise
+    print(f"{reached}; {run.whereabouts}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, by default that of this process, and return its exit code."""
+    return commandline.run(start, sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The command line, in this process and, where a process is the point, in its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigrad.train import main
+
+SMALL = ["steps=3", "objective.hidden=[8]", "device=cpu"]
+# One thread each: small matrices gain nothing from two, and parallel tests lose much by them.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def summaries() -> list[dict]:
+    return [json.loads(file.read_text()) for file in sorted(Path.cwd().rglob("summary.json"))]
+
+
+TRAINING_KEYS = (
+    "keys of experiment=training: experiment, seed, device, run_dir, objective, objective.hidden, rule, "
+    "activation, learning_rate, batch_size, epochs, steps, log_every"
+)
+EXACTNESS_KEYS = "keys of experiment=exactness: experiment, seed, device, run_dir, activations, dtypes, points"
+
+WRONG = {
+    "lerning_rate=3": f"unknown key 'lerning_rate'; did you mean 'learning_rate'? {TRAINING_KEYS}",
+    "objective.hiden=[3]": f"unknown key 'objective.hiden'; did you mean 'objective.hidden'? {TRAINING_KEYS}",
+    "experiment=exactness learning_rate=3": f"unknown key 'learning_rate'; {EXACTNESS_KEYS}",
+    "experiment=exactness objective=digits": f"unknown key 'objective'; {EXACTNESS_KEYS}",
+    "experiment=trainin": "unknown experiment 'trainin'; there are: exactness, training",
+    "experiment=../train": "unknown experiment '../train'; there are: exactness, training",
+    "experiment=null": "unknown experiment 'null'; there are: exactness, training",
+    "objective=digts": "unknown objective 'digts'; there are: digits",
+    "objective=null": "unknown objective 'null'; there are: digits",
+    "objective.name=os.system": "objective=os.system: expected one of digits",
+    "rule=adam": "unknown rule 'adam'; there are: gradient_descent",
+    "activation=tan": "activation=tan: expected one of sigmoid, tanh, relu",
+    "activation=tanh,relu": "activation=tanh,relu gives several values; add -m to run them one after the other",
+    "learning_rate=abc": "learning_rate=abc: expected a number",
+    "learning_rate=-1": "learning_rate=-1.0: expected a finite number above 0",
+    "learning_rate=nan": "learning_rate=NaN: expected a finite number above 0",
+    "learning_rate=???": "learning_rate has no value; experiment=training needs a number",
+    "learning_rate=${rate}": "learning_rate: Interpolation key 'rate' not found",
+    "learning_rate 0.1": "cannot read 'learning_rate'; write a setting as key=value, such as learning_rate=0.1",
+    "learning_rate=[": "cannot read 'learning_rate=['; put quotes around a value with special characters: "
+    "\"key='a value'\"",
+    "~activation": "activation has no value; experiment=training needs text",
+    "steps=0": "steps=0: expected an integer from 1 on",
+    "steps=1.5": "steps=1.5: expected an integer or null",
+    "epochs=0": "epochs=0: expected an integer from 1 on",
+    "log_every=0": "log_every=0: expected an integer from 1 on",
+    "batch_size=9999": "batch_size=9999: expected 1 to 1198, the training samples",
+    "objective.hidden=3": "objective.hidden=3: expected a list of integers such as [64, 32]",
+    "objective.hidden=[-3]": "objective.hidden=[-3]: expected widths of at least 1",
+    "seed=-1": "seed=-1: expected an integer from 0 to 2^32 - 1",
+    "device=gpu": "device=gpu: expected auto, cpu, cuda, cuda:1 or another device of PyTorch",
+    "--learning-rate=0.1": "unknown option --learning-rate=0.1; a key is given without dashes: learning_rate=0.1; "
+    "see minigrad-train --help",
+    "-x": "unknown option -x; see minigrad-train --help",
+    "--cfg nothing": "argument -c/--cfg: invalid choice: 'nothing' (choose from job, hydra, all); "
+    "see minigrad-train --help",
+    "-m lerning_rate=1,2": f"unknown key 'lerning_rate'; did you mean 'learning_rate'? {TRAINING_KEYS}",
+    "-m objective=digits,digts": "unknown objective 'digts'; there are: digits",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(line, capsys):
+    assert main(line.split()) == 2
+    assert capsys.readouterr().err.replace("'job', 'hydra', 'all'", "job, hydra, all") == (
+        f"minigrad-train: {WRONG[line]}\n"
+    )
+    assert not summaries()
+
+
+def test_a_key_added_with_a_plus_is_refused(capsys):
+    assert main(["+momentum=0.9"]) == 2
+    assert capsys.readouterr().err.startswith("minigrad-train: unknown key 'momentum'; keys of experiment=training: ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu_is_one_line(capsys):
+    assert main(["device=cuda"]) == 2
+    assert capsys.readouterr().err == (
+        "minigrad-train: device=cuda: PyTorch finds no such device here; use device=cpu or device=auto\n"
+    )
+
+
+def test_an_existing_run_directory_is_one_line(capsys):
+    Path("mine").mkdir()
+    assert main([*SMALL, "run_dir=mine"]) == 2
+    assert capsys.readouterr().err == (
+        "minigrad-train: run_dir=mine exists; name a new directory, or leave run_dir out\n"
+    )
+
+
+def test_overrides_reach_the_run_and_hydra_writes_nothing(capsys):
+    assert main([*SMALL, "activation=relu", "seed=7", "learning_rate=0.25", "run_dir=here"]) == 0
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["here"]
+    (summary,) = summaries()
+    assert (summary["status"], summary["steps"], summary["seed"]) == ("finished", 3, 7)
+    assert summary["learning_rate"] == 0.25
+    assert "activation: relu" in Path("here", "config.yaml").read_text()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("test/loss ")
+    assert last.endswith("at step 3; the run lies in here; look at it with: tensorboard --logdir here")
+
+
+def test_steps_take_the_place_of_epochs():
+    assert main(["epochs=2", "objective.hidden=[8]", "batch_size=599"]) == 0
+    assert main(["epochs=2", "objective.hidden=[8]", "batch_size=599", "steps=3"]) == 0
+    assert [summary["steps"] for summary in summaries()] == [4, 3]
+
+
+def test_a_sweep_runs_every_combination_in_a_directory_of_its_own():
+    assert main([*SMALL, "-m", "activation=tanh,relu", "seed=0,1"]) == 0
+    assert len(summaries()) == 4
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["runs"]
+
+
+def test_a_sweep_goes_on_after_a_mistake_and_says_so(capsys):
+    assert main([*SMALL, "-m", "activation=tan,relu"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0] == "minigrad-train: activation=tan: expected one of sigmoid, tanh, relu"
+    assert errors[-1] == "minigrad-train: 1 of the sweep's runs failed"
+    assert len(summaries()) == 1
+
+
+def test_a_run_that_diverges_names_its_step_and_exits_with_1(capsys):
+    assert main(["learning_rate=1e30", "steps=20", "log_every=10", "run_dir=here"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("minigrad-train: step ")
+    assert captured.err.count("\n") == 1
+    assert "stopped; the run lies in here" in captured.out
+    (summary,) = summaries()
+    assert summary["status"] == "failed"
+    assert summary["train/loss"] is not None
+
+
+def test_an_error_that_is_no_one_s_mistake_keeps_its_traceback(monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("minigrad.objectives.Digits.judge", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(SMALL)
+    assert summaries()[0]["status"] == "failed"
+
+
+def test_a_run_leaves_the_process_as_it_was():
+    before = (sys.argv, dict(os.environ), Path.cwd())
+    main(SMALL)
+    assert before == (sys.argv, dict(os.environ), Path.cwd())
+
+
+def test_help_lists_what_there_is(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for line in ("  training ", "  exactness ", "  digits ", "  gradient_descent ", "  learning_rate: ", "  seed: "):
+        assert f"\n{line}" in shown
+    assert main(["-h", "experiment=exactness"]) == 0
+    shown = capsys.readouterr().out
+    assert "\n  points: " in shown
+    assert "learning_rate" not in shown.partition("keys of")[2]
+
+
+def test_the_composed_config_can_be_printed(capsys):
+    assert main(["--cfg", "job", "steps=5"]) == 0
+    assert "steps: 5\n" in capsys.readouterr().out
+    assert not summaries()
+
+
+@pytest.mark.parametrize("program", [[sys.executable, "-m", "minigrad.train"], ["minigrad-train"]])
+def test_both_programs_run_from_any_folder(program):
+    if program == ["minigrad-train"]:
+        program = [str(Path(sys.executable).with_name("minigrad-train"))]
+    good = subprocess.run([*program, *SMALL], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (good.returncode, good.stderr) == (0, "")
+    wrong = subprocess.run([*program, "lerning_rate=3"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert wrong.returncode == 2
+    assert wrong.stderr == f"minigrad-train: {WRONG['lerning_rate=3']}\n"
+    assert wrong.stdout == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a single process there")
+def test_an_interrupted_run_says_so_and_exits_with_130():
+    command = [sys.executable, "-m", "minigrad.train", "steps=1000000", "run_dir=here"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "step " not in process.stdout.readline():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "minigrad-train: interrupted\n"
+    assert "stopped; the run lies in here" in out
+    assert summaries()[0]["status"] == "interrupted"
+
+
+def test_importing_minigrad_leaves_the_heavy_libraries_alone():
+    code = (
+        "import sys, minigrad; minigrad.Trainer; "
+        "print(sorted({'hydra', 'matplotlib', 'omegaconf', 'rich', 'sklearn', 'tensorboard'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert found.stdout == "[]\n"
