@@ -2,8 +2,8 @@
 
 PyTorch rebuilds the derivative from the rounded output y: 1 - y^2 for tanh, y (1 - y) for sigmoid. Where y has come
 close to 1 the difference keeps few of its digits, and where y has rounded to 1 it is exactly 0: a vanished gradient
-that is only rounding. minigrad computes the derivative from x, 1 / cosh(x)^2 or 1 / (2 cosh(x / 2))^2, and keeps all
-digits.
+that is only rounding. minigrad computes the derivative from x, 1 / cosh(x)^2 or 1 / (2 cosh(x / 2))^2, and keeps its
+digits everywhere.
 
 An error is given in ULP: the spacing of the dtype's numbers at the true value. The best possible is half of one.
 """

@@ -63,7 +63,6 @@ def run(config: Config, run: Run) -> str:
 
     with progress(total) as report:
         judge()
-        report(0, run.metrics)
         while trainer.steps < total:
             try:
                 write(trainer.advance(min(config.log_every, total - trainer.steps)))
@@ -71,7 +70,7 @@ def run(config: Config, run: Run) -> str:
                 write(error.record)
                 raise
             judge()
-            shown = ("train/loss", "test/loss", "test/accuracy")
+            shown = ("train/loss", "test/accuracy")
             report(trainer.steps, {tag: run.metrics[tag] for tag in shown if tag in run.metrics})
-    reached = ", ".join(f"{tag} {value:.4f}" for tag, value in run.metrics.items() if tag.startswith("test/"))
+    reached = ", ".join(f"{tag} {value:.4g}" for tag, value in run.metrics.items() if tag.startswith("test/"))
     return f"{reached} at step {total}"

@@ -30,10 +30,13 @@ class RunConfig:
     experiment: str
     seed: int
     device: str
+    threads: int | None
     run_dir: str | None
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
+        if self.threads is not None:
+            check_at_least("threads", self.threads, 1)
 
     @property
     def label(self) -> str:

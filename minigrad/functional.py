@@ -111,4 +111,3 @@ def activate(x: Tensor, activation: str, save: str = "input") -> Tensor:
     if functions.in_plain_reverse_mode():
         return functions.SavingOutput.apply(x, activation)  # type: ignore[no-any-return]
     return functions.derivative(x, None, activation, 0)
-

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 Report = Callable[[int, Mapping[str, float]], None]
@@ -23,8 +24,15 @@ def progress(total: int) -> Iterator[Report]:
     if not console.is_interactive:
         yield _plain_lines(total)
         return
-    columns = (BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"))
-    with Progress(*columns, console=console) as bar:
+    whole = [Column(no_wrap=True) for _ in range(4)]  # the bar alone shrinks on a narrow terminal
+    columns = (
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        MofNCompleteColumn(table_column=whole[0]),
+        _Speed(table_column=whole[1]),
+        TimeRemainingColumn(table_column=whole[2]),
+        TextColumn("{task.fields[values]}", markup=False, table_column=whole[3]),
+    )
+    with Progress(*columns, console=console, expand=True) as bar:
         task = bar.add_task("", total=total, values="")
         yield lambda step, values: bar.update(task, completed=step, values=_format(values), refresh=step == total)
 
@@ -43,7 +51,7 @@ def _plain_lines(total: int) -> Report:
 
 
 def _format(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{tag} {value:.4f}" for tag, value in values.items())
+    return "  ".join(f"{tag} {value:.4g}" for tag, value in values.items())
 
 
 class _Speed(ProgressColumn):

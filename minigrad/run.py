@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Run:
     """One run, from the creation of its directory to its summary.
 
-    Used as a context: entering makes the directory, writes `config.yaml` and seeds every generator; leaving writes
-    `summary.json`, also when an exception ends the run. A UserError leaves no directory behind.
+    Used as a context: entering makes the directory, writes `config.yaml`, seeds every generator and sets the number of
+    threads; leaving writes `summary.json`, also when an exception ends the run. A UserError leaves no directory behind.
 
     Args:
         config: the run's typed config.
@@ -61,6 +61,9 @@ class Run:
         random.seed(self.config.seed)
         numpy.random.seed(self.config.seed)
         torch.manual_seed(self.config.seed)
+        self._threads_before = torch.get_num_threads()
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
         self._start = time.perf_counter()
         self._tracker = Tracker(self.directory)
         return self
@@ -68,6 +71,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        torch.set_num_threads(self._threads_before)
         self._tracker.close()
         if isinstance(error, UserError):
             shutil.rmtree(self.directory)

@@ -9,26 +9,13 @@ A plain script uses it as the command line does:
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from minigrad.errors import RunFailed
+from minigrad.objectives.objective import Trainable
 from minigrad.rules import Rule
-
-
-class Trainable(Protocol):
-    """What the trainer asks of an objective: parameters, a batch for every step, and the loss of a batch."""
-
-    def parameters(self) -> list[Tensor]:
-        """Return the tensors to train, leaves that require a gradient."""
-
-    def batch(self, step: int) -> Any:
-        """Return the batch of a step; a function of the step alone, so that a run can go on anywhere."""
-
-    def loss(self, batch: Any) -> Tensor:
-        """Return the loss of a batch, () floating point."""
 
 
 @dataclass(frozen=True)

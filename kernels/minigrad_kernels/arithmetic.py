@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from minigrad_kernels.polynomials import scaled_polynomial
+from minigrad_kernels.polynomials import MAX_ORDER, scaled_polynomial
 
 _INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
@@ -40,6 +40,10 @@ _LOWEST_64 = tl.constexpr(-746.0)
 # Degree of the Taylor polynomial of e^r - 1: the first omitted term is below 2^-30 (2^-61) of q.
 _DEGREE_32 = tl.constexpr(8)
 _DEGREE_64 = tl.constexpr(14)
+# Coefficients of Q_n by activation and n; Triton hashes them with the kernel.
+_POLYNOMIALS = tl.constexpr(
+    {(name, n): scaled_polynomial(name, n) for name in ("sigmoid", "tanh") for n in range(1, MAX_ORDER + 1)}
+)
 
 
 @triton.constexpr_function
@@ -49,7 +53,7 @@ def _inverse_factorial(n):
 
 @triton.constexpr_function
 def _coefficient(activation, order, power):
-    return scaled_polynomial(activation, order)[power]
+    return _POLYNOMIALS.value[activation, order][power]
 
 
 @triton.jit

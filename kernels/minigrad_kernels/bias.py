@@ -94,7 +94,7 @@ def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str) -> tor
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if y.numel():
         n_rows, n_columns = _matrix(x)
-        block = _columns_per_tile(x, n_columns)
+        block = columns_per_tile(x.element_size(), n_columns)
         with torch.cuda.device_of(x):
             _bias_activation_kernel[(triton.cdiv(n_rows, ROWS), triton.cdiv(n_columns, block))](
                 y_ptr=y, x_ptr=as_laid_out(x, y), bias_ptr=_contiguous(bias), n_rows=n_rows, n_columns=n_columns,
@@ -115,7 +115,7 @@ def bias_activation_backward(
     if dx.numel() == 0:
         return _laid_out_as_input(dx, saved), db.zero_()
     n_rows, n_columns = _matrix(saved)
-    block = _columns_per_tile(saved, n_columns)
+    block = columns_per_tile(saved.element_size(), n_columns)
     n_programs = triton.cdiv(n_rows, ROWS * TILES)
     accumulation = torch.float64 if saved.dtype == torch.float64 else torch.float32
     partial = torch.empty((n_programs, n_columns), dtype=accumulation, device=saved.device)
@@ -136,8 +136,9 @@ def _matrix(x: torch.Tensor) -> tuple[int, int]:
     return x.numel() // x.shape[-1], x.shape[-1]
 
 
-def _columns_per_tile(x: torch.Tensor, n_columns: int) -> int:
-    return min(COLUMN_BYTES // x.element_size(), triton.next_power_of_2(n_columns))  # type: ignore[no-any-return]
+def columns_per_tile(itemsize: int, n_columns: int) -> int:
+    """Return the width of a tile: a power of two, wide enough for 16-byte accesses, no wider than the rows need."""
+    return min(COLUMN_BYTES // itemsize, triton.next_power_of_2(n_columns))  # type: ignore[no-any-return]
 
 
 def _contiguous(bias: torch.Tensor) -> torch.Tensor:

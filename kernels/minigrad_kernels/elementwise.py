@@ -102,13 +102,9 @@ def _derivative_kernel(
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)  # [BLOCK], 64-bit: a tensor may have more than 2^31 elements
     if start + BLOCK <= n_elements:
-        _derivative_block(
-            out_ptr, g_ptr, x_ptr, offsets, n_elements, ACTIVATION, ORDER, UPSTREAM, MASKED=False
-        )
+        _derivative_block(out_ptr, g_ptr, x_ptr, offsets, n_elements, ACTIVATION, ORDER, UPSTREAM, MASKED=False)
     else:
-        _derivative_block(
-            out_ptr, g_ptr, x_ptr, offsets, n_elements, ACTIVATION, ORDER, UPSTREAM, MASKED=True
-        )
+        _derivative_block(out_ptr, g_ptr, x_ptr, offsets, n_elements, ACTIVATION, ORDER, UPSTREAM, MASKED=True)
 
 
 @triton.jit
@@ -231,13 +227,10 @@ def _operand(operand: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, b
     return (operand, True) if expanded else (as_laid_out(operand, like), False)
 
 
-
 def _launch(kernel: Any, out: torch.Tensor, **arguments: Any) -> None:
     n_elements = out.numel()
     if n_elements == 0:
         return
     block = block_size(out.element_size())
     with torch.cuda.device_of(out):
-        kernel[(triton.cdiv(n_elements, block),)](
-            n_elements=n_elements, BLOCK=block, num_warps=NUM_WARPS, **arguments
-        )
+        kernel[(triton.cdiv(n_elements, block),)](n_elements=n_elements, BLOCK=block, num_warps=NUM_WARPS, **arguments)

@@ -26,6 +26,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _TRITON_DEVICE = "cpu" if _INTERPRETED else "cuda"  # ROCm's devices are called cuda too
+_functorch = torch._C._functorch
 _LIBRARY = torch.library.Library("minigrad", "DEF")
 
 P = ParamSpec("P")
@@ -77,7 +78,11 @@ def _operator(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[P, 
 
 
 def _are_traced(arguments: tuple[Any, ...]) -> bool:
-    """Return whether a tracer, a tensor subclass or the batched tensors of `is_grads_batched` are among the arguments."""
+    """Return whether an argument is not simply memory: a tracer's, a subclass's, or a wrapper's that torch.func left.
+
+    Such wrappers are plain `Tensor`s to Python: those of a transform that has ended, as in the function that
+    `torch.func.vjp` returns, and the batched ones of `torch.autograd.grad(..., is_grads_batched=True)`.
+    """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
     for argument in arguments:
@@ -85,7 +90,7 @@ def _are_traced(arguments: tuple[Any, ...]) -> bool:
         if kind is str:  # the tensors stand before the activation's name
             return False
         if kind is torch.Tensor:
-            if torch._C._functorch.is_legacy_batchedtensor(argument):
+            if _functorch.is_functorch_wrapped_tensor(argument) or _functorch.is_legacy_batchedtensor(argument):
                 return True
         elif argument is not None and kind is not torch.nn.Parameter:
             return True

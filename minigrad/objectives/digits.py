@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minigrad.errors import UserError
+from minigrad.nn import MLP
 
 Batch = tuple[Tensor, Tensor]
 
@@ -37,8 +38,6 @@ class Digits:
     ) -> None:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
-
-        from minigrad.nn import MLP
 
         if any(width < 1 for width in hidden):
             raise UserError(f"objective.hidden={hidden}: expected widths of at least 1")

@@ -6,7 +6,7 @@ import pytest
 from minigrad.config import RunConfig, bind, check_positive, typed
 from minigrad.errors import UserError
 
-RUN = {"experiment": "training", "seed": 0, "device": "cpu", "run_dir": None}
+RUN = {"experiment": "training", "seed": 0, "device": "cpu", "threads": 1, "run_dir": None}
 
 
 @dataclass
@@ -25,7 +25,7 @@ VALUES = {**RUN, "rate": 0.5, "widths": [3, 4], "steps": None}
 
 def test_values_become_the_dataclass():
     config = typed(Config, VALUES, "experiment=training")
-    assert config == Config("training", 0, "cpu", None, 0.5, [3, 4], None)
+    assert config == Config("training", 0, "cpu", 1, None, 0.5, [3, 4], None)
 
 
 def test_an_integer_serves_where_a_number_is_asked_for():
@@ -49,6 +49,7 @@ def test_an_integer_serves_where_a_number_is_asked_for():
         ({"seed": None}, "seed=null: expected an integer"),
         ({"seed": -1}, "seed=-1: expected an integer from 0 to 2^32 - 1"),
         ({"seed": 2**32}, "seed=4294967296: expected an integer from 0 to 2^32 - 1"),
+        ({"threads": 0}, "threads=0: expected an integer from 1 on"),
         ({"device": [1]}, "device=[1]: expected text"),
     ],
 )
@@ -63,7 +64,7 @@ def test_an_unknown_key_is_named_with_the_nearest_and_all_there_are():
         typed(Config, {**VALUES, "width": 3}, "experiment=training")
     assert str(caught.value) == (
         "unknown key 'width'; did you mean 'widths'? "
-        "keys of experiment=training: experiment, seed, device, run_dir, rate, widths, steps"
+        "keys of experiment=training: experiment, seed, device, threads, run_dir, rate, widths, steps"
     )
 
 

@@ -11,8 +11,8 @@ def test_off_a_terminal_there_are_plain_lines_and_not_too_many(capsys):
             report(step, {"train/loss": 1.5, "test/accuracy": 0.25})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 11
-    assert lines[0] == "step    0/1000  train/loss 1.5000  test/accuracy 0.2500"
-    assert lines[-1] == "step 1000/1000  train/loss 1.5000  test/accuracy 0.2500"
+    assert lines[0] == "step    0/1000  train/loss 1.5  test/accuracy 0.25"
+    assert lines[-1] == "step 1000/1000  train/loss 1.5  test/accuracy 0.25"
 
 
 def test_on_a_terminal_there_is_a_bar_that_ends_full(monkeypatch, capsys):
@@ -23,7 +23,7 @@ def test_on_a_terminal_there_is_a_bar_that_ends_full(monkeypatch, capsys):
             report(step, {"train/loss": 1 / (step + 1)})
     shown = capsys.readouterr().out
     assert "20/20" in shown
-    assert "train/loss 0.0476" in shown
+    assert "train/loss 0.04762" in shown
 
 
 def test_the_speed_is_blank_before_the_first_step():

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from minigrad.rules import RULES, gradient_descent
@@ -8,8 +9,8 @@ def test_gradient_descent_subtracts_the_scaled_gradient_in_place():
     gradients = [torch.tensor([10.0, -10.0], dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)]
     places = [parameter.data_ptr() for parameter in parameters]
     gradient_descent(parameters, gradients, 0.1)
-    assert parameters[0].tolist() == [0.0, 3.0]
-    assert parameters[1].item() == 3.0 - 0.1 * 0.5
+    assert parameters[0].tolist() == pytest.approx([0.0, 3.0], abs=1e-15)
+    assert parameters[1].item() == pytest.approx(2.95, rel=1e-15)
     assert [parameter.data_ptr() for parameter in parameters] == places
     assert gradients[0].tolist() == [10.0, -10.0]
 

@@ -19,7 +19,9 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def config(**changes) -> RunConfig:
-    return RunConfig(**{"experiment": "exactness", "seed": 3, "device": "cpu", "run_dir": None, **changes})
+    return RunConfig(
+        **{"experiment": "exactness", "seed": 3, "device": "cpu", "threads": 1, "run_dir": None, **changes}
+    )
 
 
 def summary(run: Run) -> dict:
@@ -36,6 +38,7 @@ def test_a_finished_run_leaves_its_config_and_its_summary():
         "experiment": "exactness",
         "seed": 3,
         "device": "cpu",
+        "threads": 1,
         "run_dir": None,
     }
     found = summary(run)
@@ -124,6 +127,15 @@ def test_every_generator_is_seeded():
         with Run(config()):
             drawn.append((random.random(), numpy.random.random(), torch.rand(1).item()))
     assert drawn[0] == drawn[1]
+
+
+def test_the_number_of_threads_holds_for_the_run_alone():
+    before = torch.get_num_threads()
+    with Run(config(threads=3)):
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+    with Run(config(threads=None)):
+        assert torch.get_num_threads() == before
 
 
 def test_auto_is_a_device_that_is_there():

@@ -23,4 +23,5 @@ def test_scalars_and_figures_are_read_back_by_tensorboard(tmp_path):
     (image,) = events.Images("exactness/tanh")
     assert path == tmp_path / "figures" / "exactness_tanh.png"
     assert path.read_bytes() == image.encoded_image_string
-    assert Image.open(path).size == (image.width, image.height) == (600, 300)
+    with Image.open(path) as opened:
+        assert opened.size == (image.width, image.height) == (600, 300)

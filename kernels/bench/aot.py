@@ -1,0 +1,263 @@
+"""Compile every kernel ahead of time, for GPUs that need not be present, and read what the compiler made of it.
+
+    python kernels/bench/aot.py                     a table: registers, spills, 16-byte accesses, instructions
+    python kernels/bench/aot.py --targets sm_90     for these targets only
+
+The test suite compiles the same list and holds it to the house rules (tests/kernels/test_ahead_of_time.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from minigrad_kernels import MAX_ORDER, bias, elementwise
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
+BIASED_COLUMNS = 1 << 10  # any width from which a tile is as wide as it gets
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """One kernel with its compile-time arguments, as the launcher would ask for it.
+
+    Attributes:
+        name: what the report calls it.
+        kernel: the jitted function.
+        dtype: Triton's name of the tensors' dtype.
+        pointers: argument to element type; all 16-byte aligned but those in `misaligned`.
+        constants: compile-time arguments; a pointer of None is one.
+        sizes: integer arguments, and whether each is a multiple of 16.
+        wide_loads: 16-byte loads that each thread makes in the unmasked bulk.
+        wide_stores: likewise.
+        misaligned: pointers to compile without the knowledge of alignment.
+    """
+
+    name: str
+    kernel: Any
+    dtype: str
+    pointers: dict[str, str]
+    constants: dict[str, Any]
+    sizes: dict[str, bool]
+    wide_loads: int
+    wide_stores: int
+    misaligned: frozenset[str] = field(default=frozenset())
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one specialization became on one target.
+
+    Attributes:
+        ttir: Triton's own intermediate code.
+        assembly: PTX or AMD assembly.
+        registers: per thread.
+        spilled: bytes of stack (NVIDIA) or registers spilled (AMD).
+    """
+
+    ttir: str
+    assembly: str
+    registers: int
+    spilled: int
+
+    @property
+    def wide_loads(self) -> int:
+        """Number of 16-byte loads from global memory in the code."""
+        return len(re.findall(r"ld\.global[.\w:]*\.v(?:4\.b32|2\.b64)|(?:global|buffer)_load_dwordx4", self.assembly))
+
+    @property
+    def wide_stores(self) -> int:
+        """Number of 16-byte stores to global memory in the code."""
+        return len(re.findall(r"st\.global[.\w:]*\.v(?:4\.b32|2\.b64)|(?:global|buffer)_store_dwordx4", self.assembly))
+
+    @property
+    def uses_float64(self) -> bool:
+        """Whether any instruction computes in double precision."""
+        return bool(re.search(r"\.f64\b|_f64\b", self.assembly))
+
+    @property
+    def uses_atomics(self) -> bool:
+        """Whether any instruction is an atomic one."""
+        return bool(re.search(r"^\s*(?:@\S+\s+)?(?:atom|red)\.|_atomic_", self.assembly, re.MULTILINE))
+
+    @property
+    def addresses_are_64_bit(self) -> bool:
+        """Whether every tensor of pointers is offset by 64-bit numbers."""
+        offsets = re.findall(r"tt\.addptr .*: tensor<[^>]*!tt\.ptr<[^>]*>>?, tensor<[^>]*x(i\d+)", self.ttir)
+        return bool(offsets) and set(offsets) <= {"i64"}
+
+
+def specializations(orders: Iterable[int] = range(MAX_ORDER + 1)) -> Iterator[Specialization]:
+    """Yield every kernel with every dtype and activation, for these orders; sizes that are no multiple of anything."""
+    for dtype, itemsize in ITEMSIZE.items():
+        for activation in ("sigmoid", "tanh", "relu"):
+            yield from _derivatives(dtype, itemsize, activation, orders)
+            yield _from_output(dtype, itemsize, activation)
+            yield from _with_bias(dtype, itemsize, activation)
+        yield _column_sum(dtype)
+
+
+def _accesses(itemsize: int) -> int:
+    return elementwise.block_size(itemsize) * itemsize // (elementwise.NUM_WARPS * 32 * 16)
+
+
+def _derivatives(dtype: str, itemsize: int, activation: str, orders: Iterable[int]) -> Iterator[Specialization]:
+    for order in orders:
+        if activation == "relu" and order > 1:
+            continue
+        for upstream in {0: ("none",), 1: ("none", "dense", "expanded")}.get(order, ("dense",)):
+            yield Specialization(
+                name=f"{activation} order {order}, upstream {upstream}",
+                kernel=elementwise._derivative_kernel,
+                dtype=dtype,
+                pointers={"out_ptr": dtype, "x_ptr": dtype} | ({} if upstream == "none" else {"g_ptr": dtype}),
+                constants={"ACTIVATION": activation, "ORDER": order, "UPSTREAM": upstream}
+                | {"BLOCK": elementwise.block_size(itemsize)}
+                | ({"g_ptr": None} if upstream == "none" else {}),
+                sizes={"n_elements": False},
+                wide_loads=_accesses(itemsize) * (2 if upstream == "dense" else 1),
+                wide_stores=_accesses(itemsize),
+            )
+        if activation != "relu" and 1 <= order < MAX_ORDER:
+            yield _double_backward(dtype, itemsize, activation, order)
+
+
+def _double_backward(dtype: str, itemsize: int, activation: str, order: int) -> Specialization:
+    return Specialization(
+        name=f"{activation} double backward of order {order}",
+        kernel=elementwise._double_backward_kernel,
+        dtype=dtype,
+        pointers=dict.fromkeys(("dg_ptr", "dx_ptr", "v_ptr", "g_ptr", "x_ptr"), dtype),
+        constants={"ACTIVATION": activation, "ORDER": order, "V_EXPANDED": False, "G_EXPANDED": False}
+        | {"BLOCK": elementwise.block_size(itemsize)},
+        sizes={"n_elements": False},
+        wide_loads=3 * _accesses(itemsize),
+        wide_stores=2 * _accesses(itemsize),
+    )
+
+
+def _from_output(dtype: str, itemsize: int, activation: str) -> Specialization:
+    return Specialization(
+        name=f"{activation} backward from the output",
+        kernel=elementwise._backward_from_output_kernel,
+        dtype=dtype,
+        pointers=dict.fromkeys(("dx_ptr", "g_ptr", "y_ptr"), dtype),
+        constants={"ACTIVATION": activation, "G_EXPANDED": False, "BLOCK": elementwise.block_size(itemsize)},
+        sizes={"n_elements": False},
+        wide_loads=2 * _accesses(itemsize),
+        wide_stores=_accesses(itemsize),
+    )
+
+
+def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specialization]:
+    block = bias.columns_per_tile(itemsize, BIASED_COLUMNS)
+    accesses = bias.ROWS * block * itemsize // (bias.NUM_WARPS * 32 * 16)
+    yield Specialization(
+        name=f"{activation} with bias",
+        kernel=bias._bias_activation_kernel,
+        dtype=dtype,
+        pointers=dict.fromkeys(("y_ptr", "x_ptr", "bias_ptr"), dtype),
+        constants={"ACTIVATION": activation, "ROWS": bias.ROWS, "BLOCK": block},
+        sizes={"n_rows": False, "n_columns": True},
+        wide_loads=accesses,
+        wide_stores=accesses,
+    )
+    for saved in ("output",) if activation == "relu" else ("input", "output"):
+        yield Specialization(
+            name=f"{activation} with bias, backward from the {saved}",
+            kernel=bias._bias_activation_backward_kernel,
+            dtype=dtype,
+            pointers=dict.fromkeys(("dx_ptr", "g_ptr", "saved_ptr"), dtype)
+            | {"partial_ptr": "fp64" if dtype == "fp64" else "fp32"}
+            | ({"bias_ptr": dtype} if saved == "input" else {}),
+            constants={"ACTIVATION": activation, "ROWS": bias.ROWS, "TILES": bias.TILES, "BLOCK": block}
+            | ({} if saved == "input" else {"bias_ptr": None}),
+            sizes={"n_rows": False, "n_columns": True},
+            wide_loads=2 * accesses,
+            wide_stores=accesses,
+        )
+
+
+def _column_sum(dtype: str) -> Specialization:
+    return Specialization(
+        name="sum of the partial bias gradients",
+        kernel=bias._column_sum_kernel,
+        dtype=dtype,
+        pointers={"out_ptr": dtype, "partial_ptr": "fp64" if dtype == "fp64" else "fp32"},
+        constants={"ROWS": bias.COLUMN_SUM_ROWS, "BLOCK": bias.COLUMN_SUM_BLOCK},
+        sizes={"n_rows": False, "n_columns": True},
+        wide_loads=1,
+        wide_stores=0,
+    )
+
+
+def compile_for(target: GPUTarget, specialization: Specialization) -> Compiled:
+    """Compile one specialization. Raises what Triton raises where it cannot."""
+    s = specialization
+    names = s.kernel.arg_names
+    signature = {
+        name: f"*{s.pointers[name]}" if name in s.pointers else "i64" if name in s.sizes else "constexpr"
+        for name in names
+    }
+    aligned = {name for name in s.pointers if name not in s.misaligned} | {n for n, even in s.sizes.items() if even}
+    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in aligned}
+    source = ASTSource(fn=s.kernel, signature=signature, constexprs=s.constants, attrs=attributes)
+    binary = triton.compile(source, target=target, options={"num_warps": elementwise.NUM_WARPS})
+    if target.backend == "cuda":
+        registers, stack = _resources(binary.asm["cubin"])
+        return Compiled(binary.asm["ttir"], binary.asm["ptx"], registers, stack)
+    assembly = binary.asm["amdgcn"]
+    spilled = sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", assembly)))
+    return Compiled(binary.asm["ttir"], assembly, int(re.findall(r"\.vgpr_count:\s*(\d+)", assembly)[0]), spilled)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Return the registers and the bytes of stack of the one kernel in a cubin, as NVIDIA's cuobjdump reports them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        report = subprocess.run([_cuobjdump(), "-res-usage", file.name], capture_output=True, text=True, check=True)
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report.stdout).groups()  # type: ignore[union-attr]
+    return int(registers), int(stack)
+
+
+@cache
+def _cuobjdump() -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    targets = parser.parse_args().targets
+    print(f"triton {triton.__version__}; 16-byte accesses as found / as the unmasked bulk needs\n")
+    print(f"{'target':8} {'dtype':6} {'kernel':48} {'registers':>9} {'spilled':>8} {'loads':>8} {'stores':>8}")
+    for target in targets:
+        for s in specializations():
+            c = compile_for(TARGETS[target], s)
+            print(
+                f"{target:8} {s.dtype:6} {s.name:48} {c.registers:9} {c.spilled:8} "
+                f"{c.wide_loads:>5}/{s.wide_loads:<2} {c.wide_stores:>5}/{s.wide_stores:<2}"
+            )
+
+
+if __name__ == "__main__":
+    main()

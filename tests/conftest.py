@@ -1,0 +1,34 @@
+"""What all tests share: the device, and determinism that poisons fresh memory with NaN."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device under test: the CPU (in Triton's interpreter where TRITON_INTERPRET=1) and, with `-m gpu`, a GPU."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA or ROCm device")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fill every fresh tensor with NaN, so that an element that is not written shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the interpreter few large programs where a test sweeps many numbers; elsewhere change nothing."""
+    if INTERPRETED:
+        from minigrad_kernels import elementwise
+
+        monkeypatch.setattr(elementwise, "BYTES_PER_PROGRAM", 1 << 18)

@@ -1,0 +1,59 @@
+"""Every kernel, compiled for GPUs that are not here, keeps the house's rules in its machine code."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import INTERPRETED
+
+if INTERPRETED:
+    pytest.skip("Triton compiles nothing in a process whose kernels it interprets", allow_module_level=True)
+pytest.importorskip("triton", reason="needs Triton, which is on Linux only")
+
+_spec = importlib.util.spec_from_file_location("aot", Path(__file__).parents[2] / "kernels" / "bench" / "aot.py")
+aot = importlib.util.module_from_spec(_spec)
+sys.modules["aot"] = aot
+_spec.loader.exec_module(aot)
+
+ORDERS = (0, 1, 2, 3, 10)  # the others differ in the length of their polynomial only
+SPECIALIZATIONS = {f"{s.dtype} {s.name}": s for s in aot.specializations(ORDERS)}
+
+
+@pytest.mark.parametrize("target", aot.TARGETS)
+@pytest.mark.parametrize("name", SPECIALIZATIONS)
+def test_kernel_compiles_to_clean_code(name, target):
+    s = SPECIALIZATIONS[name]
+    compiled = aot.compile_for(aot.TARGETS[target], s)
+    assert compiled.spilled == 0
+    assert compiled.wide_loads >= s.wide_loads
+    assert compiled.wide_stores >= s.wide_stores
+    assert compiled.addresses_are_64_bit
+    assert not compiled.uses_atomics
+    assert compiled.uses_float64 == (s.dtype == "fp64")
+
+
+@pytest.mark.parametrize("target", aot.TARGETS)
+def test_misaligned_operand_leaves_the_others_wide(target):
+    s = SPECIALIZATIONS["fp32 tanh order 1, upstream dense"]
+    compiled = aot.compile_for(aot.TARGETS[target], replace(s, misaligned=frozenset({"x_ptr"})))
+    assert compiled.wide_loads == s.wide_loads // 2
+    assert compiled.wide_stores == s.wide_stores
+
+
+def test_checks_see_what_they_look_for():
+    """The patterns find a float64 instruction, an atomic and narrow accesses where there are some."""
+    s = SPECIALIZATIONS["fp64 tanh order 1, upstream dense"]
+    narrow = replace(s, misaligned=frozenset(s.pointers))
+    compiled = aot.compile_for(aot.TARGETS["sm_90"], narrow)
+    assert compiled.uses_float64
+    assert compiled.wide_loads == 0
+    assert compiled.wide_stores == 0
+    atomic = aot.Compiled(
+        ttir="", assembly="\tatom.global.gpu.acq_rel.add.f32 %f1, [%rd1], %f2;", registers=0, spilled=0
+    )
+    assert atomic.uses_atomics
+    assert not atomic.addresses_are_64_bit
+    short = "%9 = tt.addptr %8, %7 : tensor<1024x!tt.ptr<f32>>, tensor<1024xi32>"
+    assert not aot.Compiled(ttir=short, assembly="", registers=0, spilled=0).addresses_are_64_bit

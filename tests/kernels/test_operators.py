@@ -1,0 +1,82 @@
+"""The choice of a path, and the operators that tracers see."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+
+import minigrad_kernels as kernels
+from conftest import INTERPRETED
+
+
+def test_cpu_is_plain_unless_interpreted():
+    assert kernels.path_for("cpu") == ("triton" if INTERPRETED else "plain")
+    assert kernels.path_for(torch.device("mps")) == "plain"
+
+
+@pytest.mark.gpu
+def test_gpu_runs_triton():
+    assert kernels.path_for("cuda:0") == "triton"
+
+
+def test_everything_works_where_triton_is_absent():
+    program = """
+import sys
+sys.modules["triton"] = None  # an import of it fails, and finding it says that it is not there
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+import torch, minigrad
+x = torch.randn(5, requires_grad=True)
+minigrad.nn.MLP([5, 4, 2])(x).sum().backward()
+assert x.grad is not None
+from minigrad_kernels import path_for
+assert path_for("cuda") == "plain"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_fake_tensors_get_shapes_and_strides_without_memory():
+    with FakeTensorMode():
+        x = torch.empty(6, 4, dtype=torch.bfloat16).t()
+        for result in (
+            kernels.derivative(x, None, "tanh", 0),
+            kernels.derivative(x, x, "tanh", 1),
+            *kernels.double_backward(x, x, x, "tanh", 1),
+            kernels.backward_from_output(x, x, "tanh"),
+            kernels.bias_activation(x, x[0], "tanh"),
+            kernels.bias_activation_backward(x, x, x[0], "tanh")[0],
+        ):
+            assert (result.shape, result.stride(), result.dtype) == (x.shape, x.stride(), x.dtype)
+        assert kernels.bias_activation_backward(x, x, x[0], "tanh")[1].shape == (6,)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("derivative", lambda x: (x, None, "tanh", 0)),
+        ("derivative", lambda x: (x, x, "sigmoid", 3)),
+        ("double_backward", lambda x: (x, x, x, "tanh", 2)),
+        ("backward_from_output", lambda x: (x, x, "tanh")),
+        ("bias_activation", lambda x: (x, x[0].clone(), "relu")),
+        ("bias_activation_backward", lambda x: (x, x, x[0].clone(), "tanh")),
+        ("bias_activation_backward", lambda x: (x, x, None, "relu")),
+    ],
+    ids=lambda a: a[0],
+)
+def test_operator_passes_torchs_own_checks(arguments, device):
+    name, make = arguments
+    x = torch.randn(4, 6, device=device)
+    operator = getattr(torch.ops.minigrad, name).default
+    torch.library.opcheck(operator, make(x), test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"))
+
+
+def test_operator_refuses_to_be_differentiated():
+    x = torch.randn(3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no derivative of its own"):
+        torch.ops.minigrad.derivative(x, None, "tanh", 0)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no derivative of its own"):
+        torch.ops.minigrad.derivative(forward_ad.make_dual(x.detach(), x.detach()), None, "tanh", 0)
