@@ -18,6 +18,7 @@ def sigmoid(x: Tensor, save: str = "input") -> Tensor:
         save: what the backward pass keeps: "input" for exact gradients, or "output", which the next layer often keeps
             anyway, for PyTorch's memory and PyTorch's rounding.
     Returns: x's shape, dtype and layout.
+
     Raises:
         TypeError: x is no dense floating-point tensor of these dtypes.
         ValueError: `save` is neither.
@@ -35,6 +36,7 @@ def tanh(x: Tensor, save: str = "input") -> Tensor:
         save: what the backward pass keeps: "input" for exact gradients, or "output", which the next layer often keeps
             anyway, for PyTorch's memory and PyTorch's rounding.
     Returns: x's shape, dtype and layout.
+
     Raises:
         TypeError: x is no dense floating-point tensor of these dtypes.
         ValueError: `save` is neither.
@@ -43,13 +45,15 @@ def tanh(x: Tensor, save: str = "input") -> Tensor:
 
 
 def relu(x: Tensor) -> Tensor:
-    """Return max(x, 0) for each element, as `torch.relu`: NaN stays NaN and passes the gradient; the gradient at 0 is 0.
+    """Return max(x, 0) for each element, as `torch.relu`.
 
-    Saves its output, which loses nothing. Every derivative from the second on is 0.
+    NaN stays NaN and passes the gradient; the gradient at 0 is 0. Saves its output, which loses nothing. Every
+    derivative from the second on is 0.
 
     Args:
         x: any shape and strides; float16, bfloat16, float32 or float64.
     Returns: x's shape, dtype and layout.
+
     Raises:
         TypeError: x is no dense floating-point tensor of these dtypes.
     """
@@ -67,6 +71,7 @@ def bias_activation(x: Tensor, bias: Tensor, activation: str, save: str = "input
         activation: "sigmoid", "tanh" or "relu".
         save: as for `sigmoid` and `tanh`; ReLU always saves its output.
     Returns: x's shape, dtype and layout.
+
     Raises:
         TypeError: a dtype that is not supported, or two different ones.
         ValueError: shapes or devices that do not fit; an unknown activation or `save`.
@@ -92,6 +97,7 @@ def derivative(activation: str, x: Tensor, order: int) -> Tensor:
         x: any shape and strides; float16, bfloat16, float32 or float64.
         order: 0, the activation itself, to 10. ReLU's are 0 from the second on.
     Returns: x's shape, dtype and layout.
+
     Raises:
         TypeError: x is no dense floating-point tensor of these dtypes, or `order` no integer.
         ValueError: an unknown activation, or an order outside 0..10.

@@ -5,12 +5,12 @@ One Function carries the mathematics. With n = 0 for the activation itself,
     Derivative_n(x)    = f^(n)(x),           backward: dx = Derivative_{n+1}(x, v)
     Derivative_n(x, g) = g f^(n)(x),         backward: dg = Derivative_n(x, v),  dx = Derivative_{n+1}(x, v g)
 
-so the backward of each order is the Function of the next, and whatever PyTorch composes from them (create_graph, torch.func,
-forward mode) is exact to the tenth order. Sigmoid and tanh save x, ReLU saves its output.
+so the backward of each order is the Function of the next, and whatever PyTorch composes from them (create_graph,
+torch.func, forward mode) is exact to the tenth order. Sigmoid and tanh save x, ReLU saves its output.
 
-Three more Functions fuse what reverse mode does most: the two results of a double backward, bias with activation, and the
-variant that saves the output. They serve plain reverse mode; under a transform of torch.func or in forward mode the
-same values come from `Derivative`, which knows vmap and jvp.
+Three more Functions serve plain reverse mode: `DoubleBackward` fuses the two results of a double backward,
+`BiasActivation` the bias with the activation, and `SavingOutput` saves the output. Under a transform of torch.func or
+in forward mode the same values come from `Derivative`, which knows vmap and jvp.
 
 PyTorch's compiler traces no Function that has a jvp, so `TracedDerivative` is the same without. Inside a transform of
 torch.func the compiler would drop the backward altogether: there it is sent back to eager mode (`in_eager_mode`), or
@@ -45,11 +45,11 @@ class Derivative(Function):
             ctx.save_for_forward(x, upstream)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         return _derivative_backward(ctx, v)
 
     @staticmethod
-    def jvp(ctx: Any, x_tangent: Tensor | None, upstream_tangent: Tensor | None, *_: None) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, x_tangent: Tensor | None, upstream_tangent: Tensor | None, *_: None) -> Tensor:
         x, upstream = ctx.saved_tensors
         total = None
         if x_tangent is not None:
@@ -62,7 +62,7 @@ class Derivative(Function):
         return total
 
     @staticmethod
-    def vmap(  # type: ignore[override]
+    def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, upstream: Tensor | None, activation: str, order: int
     ) -> tuple[Tensor, int]:
         if in_dims[0] is None:
@@ -76,7 +76,7 @@ class Derivative(Function):
 
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
-        """Apply without the signature binding that `Function.apply` does, two thirds of the host time, for torch.func."""
+        """Apply without binding a signature first, which `Function.apply` does for torch.func, and is slow."""
         if torch._C._are_functorch_transforms_active():
             return super().apply(*arguments)
         return super(Function, cls).apply(*arguments)  # type: ignore[misc]
@@ -86,14 +86,14 @@ class TracedDerivative(Function):
     """`Derivative` for torch.compile and torch.export: the same without vmap and jvp."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
         ctx.activation, ctx.order = activation, order
         y = kernels.derivative(x, upstream, activation, order)
         ctx.save_for_backward(y if order == 0 and activation == "relu" else x, upstream)
         return y
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         return _derivative_backward(ctx, v)
 
 
@@ -110,7 +110,7 @@ def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) 
         )
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():
-            return in_eager_mode(x, upstream, activation, order)
+            return in_eager_mode(x, upstream, activation, order)  # type: ignore[no-any-return]
         return TracedDerivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
     recorded = torch.is_grad_enabled() and (x.requires_grad or (upstream is not None and upstream.requires_grad))
     if recorded or forward_mode_is_active():
@@ -118,7 +118,7 @@ def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) 
     return kernels.derivative(x, upstream, activation, order)
 
 
-@torch.compiler.disable(reason="torch.compile drops the backward of a Function inside a transform of torch.func")
+@torch.compiler.disable(reason="torch.compile drops the backward of a Function inside a transform of torch.func")  # type: ignore[untyped-decorator]
 def in_eager_mode(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
     """Return `derivative`, computed outside the compiler."""
     return Derivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
@@ -149,14 +149,14 @@ class DoubleBackward(Function):
     """v f^(n)(x) and v upstream f^(n+1)(x), both from one kernel, for sigmoid and tanh."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, upstream: Tensor, x: Tensor, activation: str, order: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, v: Tensor, upstream: Tensor, x: Tensor, activation: str, order: int) -> tuple[Tensor, Tensor]:
         ctx.activation, ctx.order = activation, order
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(v, upstream, x)
         return kernels.double_backward(v, upstream, x, activation, order)
 
     @staticmethod
-    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
         dtype = ctx.saved_tensors[2].dtype
         v, upstream, x = (widen(tensor) for tensor in ctx.saved_tensors)
         for_v, for_upstream, for_x = ctx.needs_input_grad[:3]
@@ -183,14 +183,14 @@ class SavingOutput(Function):
     """Sigmoid or tanh saving its output: PyTorch's memory, and PyTorch's accuracy."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, activation: str) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, activation: str) -> Tensor:
         ctx.activation = activation
         y = kernels.derivative(x, None, activation, 0)
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         (y,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _times_derivative_from_output(v, y, ctx.activation), None
@@ -201,7 +201,7 @@ class BiasActivation(Function):
     """f(x + bias) in one kernel. Saves x and bias, or only the output where `save` says so or f is ReLU."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor, activation: str, save: str) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, bias: Tensor, activation: str, save: str) -> Tensor:
         ctx.activation = activation
         y = kernels.bias_activation(x, bias, activation)
         if activation == "relu" or save == "output":
@@ -211,7 +211,7 @@ class BiasActivation(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         saved, bias = ctx.saved_tensors
         for_x, for_bias = ctx.needs_input_grad[:2]
         if not torch.is_grad_enabled():

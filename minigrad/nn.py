@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,7 @@ class Linear(torch.nn.Linear):
         save: "input" for exact gradients or "output" for PyTorch's memory.
         device: of the parameters.
         dtype: of the parameters.
+
     Raises:
         ValueError: an unknown activation or `save`.
     """
@@ -95,7 +97,7 @@ class Linear(torch.nn.Linear):
             return super().forward(x)
         product = torch.nn.functional.linear(x, self.weight)
         if self.bias is None:
-            return functional.activate(product, self.activation, self.save)
+            return functional.activate(product, self.activation, self.save)  # type: ignore[unreachable] # torch's stub
         return functional.bias_activation(product, self.bias, self.activation, self.save)
 
     def extra_repr(self) -> str:
@@ -109,7 +111,9 @@ class Linear(torch.nn.Linear):
 
 
 class MLP(torch.nn.Sequential):
-    """A multilayer perceptron: `Linear` layers with an activation, the last one without. (..., sizes[0]) to (..., sizes[-1]).
+    """A multilayer perceptron: `Linear` layers, each but the last with an activation.
+
+    (..., sizes[0]) to (..., sizes[-1]).
 
     Args:
         sizes: the width of the input, of each hidden layer and of the output; at least two.
@@ -117,6 +121,7 @@ class MLP(torch.nn.Sequential):
         save: "input" for exact gradients or "output" for PyTorch's memory.
         device: of the parameters.
         dtype: of the parameters.
+
     Raises:
         ValueError: fewer than two sizes or one below 1; an unknown activation or `save`.
     """
@@ -131,6 +136,6 @@ class MLP(torch.nn.Sequential):
         super().__init__(
             *(
                 Linear(n_in, n_out, activation=None if i == last else activation, save=save, device=device, dtype=dtype)
-                for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+                for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes))
             )
         )

@@ -50,7 +50,7 @@ def all_halves(dtype: torch.dtype) -> torch.Tensor:
 
 
 def special_floats(dtype: torch.dtype) -> torch.Tensor:
-    """Return NaN, infinities, zeros, the smallest, the largest and the subnormal numbers of a dtype, with both signs."""
+    """Return NaN, infinities, zeros, the smallest, the largest and subnormal numbers of a dtype, with both signs."""
     info = torch.finfo(dtype)
     values = [0.0, info.tiny, info.tiny / 4, info.smallest_normal * info.eps, info.eps, 1.0, info.max, float("inf")]
     positive = torch.tensor(values, dtype=torch.float64).to(dtype)

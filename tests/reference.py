@@ -1,7 +1,7 @@
 """What the tests compare with: the activations and their derivatives in float64, and distances in ULP.
 
-The formulas are not those of the package: polynomials in t = tanh(u), R_1 = 1, R_{n+1} = -2 t R_n + (1 - t^2) R_n', where
-the package has polynomials in sech^2(u). In float64 they are good to 1e-9 relative to the result up to order 10;
+The formulas are not those of the package: polynomials in t = tanh(u), R_1 = 1, R_{n+1} = -2 t R_n + (1 - t^2) R_n',
+where the package has polynomials in sech^2(u). In float64 they are good to 1e-9 relative to the result up to order 10;
 `test_polynomials.py` compares them with mpmath.
 """
 
@@ -53,7 +53,7 @@ def _sigmoid(x: torch.Tensor) -> torch.Tensor:
 
 
 def ulp(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the spacing of `dtype`'s numbers at a float64 `value`, in float64; that of the subnormals below the normals."""
+    """Return the spacing of `dtype`'s numbers at a float64 `value`; below the normal numbers, that of the subnormal."""
     info = torch.finfo(dtype)
     _, exponent = torch.frexp(value.abs().clamp(min=info.tiny))
     return torch.from_numpy(np.ldexp(info.eps, (exponent - 1).numpy()))

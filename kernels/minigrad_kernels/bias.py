@@ -4,10 +4,11 @@
     dx = g f'(x + b)
     db = sum over the rows of dx, from the unrounded dx
 
-Saved: x and b, from which x + b is formed again; or only y, for ReLU, which loses nothing by it, and for those who prefer
-less memory to exactness. Half types are computed and summed in float32, every result is rounded once. The sum over rows has two stages, each in a fixed order
-and without atomics, so the same inputs give the same bits: a program adds up its own ROWS rows, and a second kernel adds
-the programs' partial sums in their order. How the rows are cut depends on the shape alone, not on the device.
+Saved: x and b, from which x + b is formed again; or only y, for ReLU, which loses nothing by it, and for those who
+prefer less memory to exactness. Half types are computed and summed in float32; every result is rounded once. The sum
+over rows has two stages, each in a fixed order and without atomics, so the same inputs give the same bits: a program
+adds up TILES tiles of ROWS rows, and a second kernel adds the programs' partial sums in their order. How the rows are
+cut depends on the shape alone, not on the device.
 
 Rows are read as they lie, so x is made contiguous first. A row whose length is a multiple of 16 elements is read and
 written at full width; other rows begin at unaligned addresses, and there is no aligned bulk to keep wide.
@@ -24,9 +25,10 @@ from minigrad_kernels.arithmetic import narrow, widen
 from minigrad_kernels.elementwise import as_laid_out, times_derivative, times_derivative_from_output
 
 NUM_WARPS = 4
-ROWS = 8  # rows of one tile
+ROWS = 8
+"""Rows of one tile: two for each of the four warps."""
 COLUMN_BYTES = 512
-"""Of one tile's row: a warp's 16-byte accesses. A tile is 8 rows of them, two or more accesses a thread for two tensors."""
+"""Of one tile's row: one 16-byte access for every thread of a warp."""
 TILES = 16
 """Tiles that one program of the backward adds up: the partial sums are then 1/128 of x."""
 COLUMN_SUM_BLOCK = 32

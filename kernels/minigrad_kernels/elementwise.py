@@ -5,9 +5,9 @@
     dg = v f^(n)(x)               the double backward: v is the gradient that arrives at dx;
     dx = v g f^(n+1)(x)           both results from one reading of v, g and x
 
-Nothing but x is saved: the derivative is recomputed from it (see `arithmetic`), since these kernels wait for memory, not
-for arithmetic. ReLU may be given its output in place of x, which has the same derivative. `backward_from_output` is for
-those who keep the output of sigmoid or tanh instead of the input, at PyTorch's accuracy.
+Nothing but x is saved: the derivative is recomputed from it (see `arithmetic`), since these kernels wait for memory,
+not for arithmetic. ReLU may be given its output in place of x, which has the same derivative. `backward_from_output`
+is for those who keep the output of sigmoid or tanh instead of the input, at PyTorch's accuracy.
 
 Half types are computed in float32; every result is rounded once. Source of the mathematics: `polynomials`.
 
@@ -39,10 +39,9 @@ def _load(ptr, offsets, n_elements, MASKED: tl.constexpr, EXPANDED: tl.constexpr
     """Load a block, widened; an EXPANDED operand is one element that stands for all."""
     if EXPANDED:
         return widen(tl.load(ptr))
-    elif MASKED:
+    if MASKED:
         return widen(tl.load(ptr + offsets, mask=offsets < n_elements, other=0.0))
-    else:
-        return widen(tl.load(ptr + offsets))
+    return widen(tl.load(ptr + offsets))
 
 
 @triton.jit
@@ -56,12 +55,11 @@ def _store(ptr, offsets, value, n_elements, MASKED: tl.constexpr):
 
 @triton.jit
 def times_derivative(g, x, ACTIVATION: tl.constexpr, ORDER: tl.constexpr):
-    """Return g f^(ORDER)(x), ORDER >= 1. ReLU passes g where x > 0 or x is NaN, as torch does; from order 2 on it is 0."""
+    """Return g f^(ORDER)(x), ORDER >= 1. ReLU passes g where x > 0 or x is NaN, as torch does; order 2 is 0."""
     if ACTIVATION == "relu":
         return tl.where(x <= 0.0, 0.0, g) if ORDER == 1 else tl.zeros_like(x)
-    else:
-        a, b = _derivative(x, ACTIVATION, ORDER)
-        return (g * a) * b
+    a, b = _derivative(x, ACTIVATION, ORDER)
+    return (g * a) * b
 
 
 @triton.jit
@@ -69,10 +67,9 @@ def times_derivative_from_output(g, y, ACTIVATION: tl.constexpr):
     """Return g f'(x) where y = f(x) is known, rounded, and not x."""
     if ACTIVATION == "relu":
         return tl.where(y <= 0.0, 0.0, g)
-    elif ACTIVATION == "tanh":
+    if ACTIVATION == "tanh":
         return g * ((1.0 - y) * (1.0 + y))
-    else:
-        return g * ((1.0 - y) * y)
+    return g * ((1.0 - y) * y)
 
 
 @triton.jit

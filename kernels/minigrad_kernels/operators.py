@@ -98,7 +98,7 @@ def _are_traced(arguments: tuple[Any, ...]) -> bool:
 
 
 def _refuse_derivatives(name: str) -> Callable[..., Any]:
-    """Return the operator's rule under autograd: run, unless its result is to be differentiated, which would give zeros."""
+    """Return the operator's rule under autograd: run, unless the result is to be differentiated, which gave zeros."""
 
     def rule(keyset: Any, *arguments: Any) -> Any:
         tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
@@ -106,8 +106,8 @@ def _refuse_derivatives(name: str) -> Callable[..., Any]:
         if in_reverse or any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
             raise RuntimeError(
                 f"torch.ops.minigrad.{name} has no derivative of its own: call the functions of minigrad, which have. "
-                "If they are called, then inside a transform that torch.compile traces and cannot differentiate through "
-                "them: compile without fullgraph=True, or leave the transform outside the compiled function."
+                "If they are called, then inside a transform that torch.compile cannot trace through them: compile "
+                "without fullgraph=True, or leave the transform outside the compiled function."
             )
         with torch._C._AutoDispatchBelowAutograd():
             below = keyset & torch._C._after_autograd_keyset

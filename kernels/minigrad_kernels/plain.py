@@ -4,8 +4,8 @@ The first derivatives are products of two sigmoids, each accurate relative to it
 
     sigmoid'(x) = sigmoid(x) sigmoid(-x),    tanh'(x) = 4 sigmoid(2x) sigmoid(-2x),
 
-and `softplus_backward(g, x, b)` is g * sigmoid(b x) in one pass over memory, so a backward is two or three passes into one
-new tensor. Higher orders evaluate the polynomials of `polynomials` in sech^2. Half types are computed in float32
+and `softplus_backward(g, x, b)` is g * sigmoid(b x) in one pass over memory, so a backward is two or three passes into
+one new tensor. Higher orders evaluate the polynomials of `polynomials` in sech^2. Half types are computed in float32
 and rounded once.
 """
 
@@ -120,7 +120,7 @@ def _times_sigmoid(g: torch.Tensor, x: torch.Tensor, slope: float) -> torch.Tens
 
 
 def _laid_out_as(result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return `result` in the layout of torch.empty_like(x), where torch's backward might follow the gradient's instead."""
+    """Return `result` in the layout of torch.empty_like(x), where torch may have followed the gradient's instead."""
     if result.stride() == x.stride():
         return result
     layout = torch.empty_like(x)

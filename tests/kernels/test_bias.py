@@ -1,11 +1,11 @@
 """Bias and activation in one kernel, and the bias gradient summed in a fixed order."""
 
-import cases
 import pytest
-import reference
 import torch
 
+import cases
 import minigrad_kernels as kernels
+import reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 SHAPES = [(1,), (16,), (1, 1), (5, 63), (200, 3), (141, 32), (3, 600), (2, 3, 40), (0, 8), (3, 0), (2, 0, 5)]

@@ -1,11 +1,11 @@
 """Any shape, any stride, any alignment: the right values in torch's own layout, and every element written."""
 
-import cases
 import pytest
-import reference
 import torch
 
+import cases
 import minigrad_kernels as kernels
+import reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 LAYOUTS = pytest.mark.parametrize("layout", cases.LAYOUTS)
@@ -18,7 +18,7 @@ def close(actual, expected, dtype):
 
 
 def upstreams(x):
-    """Yield gradients of x's shape: contiguous, expanded from one number as `.sum()` sends it, transposed, from a column."""
+    """Yield gradients of x's shape: contiguous, expanded from one number as `.sum()` does, transposed, a column."""
     yield torch.linspace(-2, 2, x.numel(), dtype=torch.float64).to(x.dtype).to(x.device).reshape(x.shape)
     yield torch.tensor(0.5, dtype=x.dtype, device=x.device).expand(x.shape)
     if x.dim() >= 2:

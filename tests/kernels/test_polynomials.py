@@ -3,8 +3,9 @@
 import mpmath
 import numpy as np
 import pytest
-import reference
 import torch
+
+import reference
 from minigrad_kernels.polynomials import MAX_ORDER, scaled_polynomial, tanh_polynomial
 
 ORDERS = range(1, MAX_ORDER + 1)
