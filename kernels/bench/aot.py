@@ -45,8 +45,8 @@ class Specialization:
         pointers: argument to element type; all 16-byte aligned but those in `misaligned`.
         constants: compile-time arguments; a pointer of None is one.
         sizes: integer arguments, and whether each is a multiple of 16.
-        wide_loads: 16-byte loads that each thread makes in the unmasked bulk.
-        wide_stores: likewise.
+        bytes_loaded: by one program in the unmasked bulk, from the operands that are as large as the result.
+        bytes_stored: likewise.
         misaligned: pointers to compile without the knowledge of alignment.
     """
 
@@ -56,8 +56,8 @@ class Specialization:
     pointers: dict[str, str]
     constants: dict[str, Any]
     sizes: dict[str, bool]
-    wide_loads: int
-    wide_stores: int
+    bytes_loaded: int
+    bytes_stored: int
     misaligned: frozenset[str] = field(default=frozenset())
 
 
@@ -69,7 +69,7 @@ class Compiled:
         ttir: Triton's own intermediate code.
         assembly: PTX or AMD assembly.
         registers: per thread.
-        spilled: bytes of stack (NVIDIA) or registers spilled (AMD).
+        spilled: instructions that go to local memory (NVIDIA) or registers spilled to memory (AMD).
     """
 
     ttir: str
@@ -90,7 +90,7 @@ class Compiled:
     @property
     def uses_float64(self) -> bool:
         """Whether any instruction computes in double precision."""
-        return bool(re.search(r"\.f64\b|_f64\b", self.assembly))
+        return bool(re.search(r"\.f64\b|_f64(?:_|\b)", self.assembly))
 
     @property
     def uses_atomics(self) -> bool:
@@ -114,8 +114,9 @@ def specializations(orders: Iterable[int] = range(MAX_ORDER + 1)) -> Iterator[Sp
         yield _column_sum(dtype)
 
 
-def _accesses(itemsize: int) -> int:
-    return elementwise.block_size(itemsize) * itemsize // (elementwise.NUM_WARPS * 32 * 16)
+def wide_accesses(target: GPUTarget, n_bytes: int) -> int:
+    """Return in how many 16-byte accesses the threads of one program move so many bytes, each thread its share."""
+    return n_bytes // (16 * elementwise.NUM_WARPS * int(target.warp_size))
 
 
 def _derivatives(dtype: str, itemsize: int, activation: str, orders: Iterable[int]) -> Iterator[Specialization]:
@@ -132,8 +133,8 @@ def _derivatives(dtype: str, itemsize: int, activation: str, orders: Iterable[in
                 | {"BLOCK": elementwise.block_size(itemsize)}
                 | ({"g_ptr": None} if upstream == "none" else {}),
                 sizes={"n_elements": False},
-                wide_loads=_accesses(itemsize) * (2 if upstream == "dense" else 1),
-                wide_stores=_accesses(itemsize),
+                bytes_loaded=elementwise.BYTES_PER_PROGRAM * (2 if upstream == "dense" else 1),
+                bytes_stored=elementwise.BYTES_PER_PROGRAM,
             )
         if activation != "relu" and 1 <= order < MAX_ORDER:
             yield _double_backward(dtype, itemsize, activation, order)
@@ -148,8 +149,8 @@ def _double_backward(dtype: str, itemsize: int, activation: str, order: int) -> 
         constants={"ACTIVATION": activation, "ORDER": order, "V_EXPANDED": False, "G_EXPANDED": False}
         | {"BLOCK": elementwise.block_size(itemsize)},
         sizes={"n_elements": False},
-        wide_loads=3 * _accesses(itemsize),
-        wide_stores=2 * _accesses(itemsize),
+        bytes_loaded=3 * elementwise.BYTES_PER_PROGRAM,
+        bytes_stored=2 * elementwise.BYTES_PER_PROGRAM,
     )
 
 
@@ -161,14 +162,14 @@ def _from_output(dtype: str, itemsize: int, activation: str) -> Specialization:
         pointers=dict.fromkeys(("dx_ptr", "g_ptr", "y_ptr"), dtype),
         constants={"ACTIVATION": activation, "G_EXPANDED": False, "BLOCK": elementwise.block_size(itemsize)},
         sizes={"n_elements": False},
-        wide_loads=2 * _accesses(itemsize),
-        wide_stores=_accesses(itemsize),
+        bytes_loaded=2 * elementwise.BYTES_PER_PROGRAM,
+        bytes_stored=elementwise.BYTES_PER_PROGRAM,
     )
 
 
 def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specialization]:
     block = bias.columns_per_tile(itemsize, BIASED_COLUMNS)
-    accesses = bias.ROWS * block * itemsize // (bias.NUM_WARPS * 32 * 16)
+    tile = bias.ROWS * block * itemsize
     yield Specialization(
         name=f"{activation} with bias",
         kernel=bias._bias_activation_kernel,
@@ -176,8 +177,8 @@ def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specializ
         pointers=dict.fromkeys(("y_ptr", "x_ptr", "bias_ptr"), dtype),
         constants={"ACTIVATION": activation, "ROWS": bias.ROWS, "BLOCK": block},
         sizes={"n_rows": False, "n_columns": True},
-        wide_loads=accesses,
-        wide_stores=accesses,
+        bytes_loaded=tile,
+        bytes_stored=tile,
     )
     for saved in ("output",) if activation == "relu" else ("input", "output"):
         yield Specialization(
@@ -190,8 +191,8 @@ def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specializ
             constants={"ACTIVATION": activation, "ROWS": bias.ROWS, "TILES": bias.TILES, "BLOCK": block}
             | ({} if saved == "input" else {"bias_ptr": None}),
             sizes={"n_rows": False, "n_columns": True},
-            wide_loads=2 * accesses,
-            wide_stores=accesses,
+            bytes_loaded=2 * tile,
+            bytes_stored=tile,
         )
 
 
@@ -203,8 +204,8 @@ def _column_sum(dtype: str) -> Specialization:
         pointers={"out_ptr": dtype, "partial_ptr": "fp64" if dtype == "fp64" else "fp32"},
         constants={"ROWS": bias.COLUMN_SUM_ROWS, "BLOCK": bias.COLUMN_SUM_BLOCK},
         sizes={"n_rows": False, "n_columns": True},
-        wide_loads=1,
-        wide_stores=0,
+        bytes_loaded=bias.COLUMN_SUM_ROWS * bias.COLUMN_SUM_BLOCK * (8 if dtype == "fp64" else 4),
+        bytes_stored=0,
     )
 
 
@@ -221,21 +222,23 @@ def compile_for(target: GPUTarget, specialization: Specialization) -> Compiled:
     source = ASTSource(fn=s.kernel, signature=signature, constexprs=s.constants, attrs=attributes)
     binary = triton.compile(source, target=target, options={"num_warps": elementwise.NUM_WARPS})
     if target.backend == "cuda":
-        registers, stack = _resources(binary.asm["cubin"])
-        return Compiled(binary.asm["ttir"], binary.asm["ptx"], registers, stack)
+        registers, local_accesses = _resources(binary.asm["cubin"])
+        return Compiled(binary.asm["ttir"], binary.asm["ptx"], registers, local_accesses)
     assembly = binary.asm["amdgcn"]
     spilled = sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", assembly)))
     return Compiled(binary.asm["ttir"], assembly, int(re.findall(r"\.vgpr_count:\s*(\d+)", assembly)[0]), spilled)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Return the registers and the bytes of stack of the one kernel in a cubin, as NVIDIA's cuobjdump reports them."""
+    """Return the registers and the number of accesses to local memory of the one kernel in a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        report = subprocess.run([_cuobjdump(), "-res-usage", file.name], capture_output=True, text=True, check=True)
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report.stdout).groups()  # type: ignore[union-attr]
-    return int(registers), int(stack)
+        command = [_cuobjdump(), "-res-usage", "-sass", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers = re.search(r"REG:(\d+)", report)
+    assert registers is not None
+    return int(registers[1]), len(re.findall(r"\b(?:LDL|STL)\b", report))
 
 
 @cache
@@ -253,9 +256,10 @@ def main() -> None:
     for target in targets:
         for s in specializations():
             c = compile_for(TARGETS[target], s)
+            loads, stores = (wide_accesses(TARGETS[target], n) for n in (s.bytes_loaded, s.bytes_stored))
             print(
                 f"{target:8} {s.dtype:6} {s.name:48} {c.registers:9} {c.spilled:8} "
-                f"{c.wide_loads:>5}/{s.wide_loads:<2} {c.wide_stores:>5}/{s.wide_stores:<2}"
+                f"{c.wide_loads:>5}/{loads:<2} {c.wide_stores:>5}/{stores:<2}"
             )
 
 

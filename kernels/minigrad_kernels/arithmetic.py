@@ -80,7 +80,8 @@ def _divide(numerator, denominator):
     """Return the correctly rounded quotient: `/` alone is off by up to 2 ULP in float32."""
     if numerator.dtype == tl.float64:
         return numerator / denominator
-    return tl.math.div_rn(numerator, denominator)
+    else:
+        return tl.math.div_rn(numerator, denominator)
 
 
 @triton.jit
@@ -92,11 +93,12 @@ def _reduce(y):
         k = shifted - _SHIFT_64
         r = (y - k * _LOG_2_HEAD_64) - k * _LOG_2_TAIL_64
         return shifted.to(tl.int64, bitcast=True) - _SHIFT_BITS_64, _exponential_less_one(r, _DEGREE_64)
-    y = tl.maximum(y, _LOWEST_32, propagate_nan=tl.PropagateNan.ALL)
-    shifted = y * _LOG2_E + _SHIFT_32
-    k = shifted - _SHIFT_32
-    r = (y - k * _LOG_2_HEAD_32) - k * _LOG_2_TAIL_32
-    return shifted.to(tl.int32, bitcast=True) - _SHIFT_BITS_32, _exponential_less_one(r, _DEGREE_32)
+    else:
+        y = tl.maximum(y, _LOWEST_32, propagate_nan=tl.PropagateNan.ALL)
+        shifted = y * _LOG2_E + _SHIFT_32
+        k = shifted - _SHIFT_32
+        r = (y - k * _LOG_2_HEAD_32) - k * _LOG_2_TAIL_32
+        return shifted.to(tl.int32, bitcast=True) - _SHIFT_BITS_32, _exponential_less_one(r, _DEGREE_32)
 
 
 @triton.jit
@@ -104,7 +106,8 @@ def _power_of_two(k):
     """Return 2^k, and 0 where it would be subnormal."""
     if k.dtype == tl.int64:
         return (tl.maximum(k + 1023, 0) << 52).to(tl.float64, bitcast=True)
-    return (tl.maximum(k + 127, 0) << 23).to(tl.float32, bitcast=True)
+    else:
+        return (tl.maximum(k + 127, 0) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -113,8 +116,9 @@ def _with_sign_of(magnitude, x):
     if x.dtype == tl.float64:
         sign = x.to(tl.uint64, bitcast=True) & 0x8000000000000000
         return (magnitude.to(tl.uint64, bitcast=True) | sign).to(tl.float64, bitcast=True)
-    sign = x.to(tl.uint32, bitcast=True) & 0x80000000
-    return (magnitude.to(tl.uint32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+    else:
+        sign = x.to(tl.uint32, bitcast=True) & 0x80000000
+        return (magnitude.to(tl.uint32, bitcast=True) | sign).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -172,9 +176,10 @@ def activation(x, ACTIVATION: tl.constexpr):
     """Return f(x); relu(NaN) is NaN."""
     if ACTIVATION == "tanh":
         return _tanh(x)
-    if ACTIVATION == "sigmoid":
+    elif ACTIVATION == "sigmoid":
         return _sigmoid(x)
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -185,9 +190,10 @@ def widen(x):
     """
     if x.dtype == tl.float64:
         return x
-    if _INTERPRETED and x.dtype == tl.bfloat16:
+    elif _INTERPRETED and x.dtype == tl.bfloat16:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return x.to(tl.float32)
+    else:
+        return x.to(tl.float32)
 
 
 @triton.jit
@@ -196,9 +202,10 @@ def narrow(value, DTYPE: tl.constexpr):
 
     Triton's interpreter truncates float32 to bfloat16, so there the rounding is done on the bits.
     """
-    if _INTERPRETED and tl.bfloat16 == DTYPE:
+    if _INTERPRETED and DTYPE == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         rounded = tl.where(value != value, (bits >> 16) | 0x40, rounded)
         return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    return value.to(DTYPE)
+    else:
+        return value.to(DTYPE)

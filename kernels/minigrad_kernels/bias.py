@@ -41,7 +41,7 @@ def _bias_activation_kernel(
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS], 64-bit: rows * n_columns may pass 2^31
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    columns = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     offsets = rows[:, None] * n_columns + columns[None, :]  # [ROWS, BLOCK]
     mask = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
     bias = widen(tl.load(bias_ptr + columns, mask=columns < n_columns, other=0.0))
@@ -56,7 +56,7 @@ def _bias_activation_backward_kernel(
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    columns = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     total = tl.zeros([ROWS, BLOCK], dtype=partial_ptr.dtype.element_ty)
     if bias_ptr is not None:
         bias = widen(tl.load(bias_ptr + columns, mask=columns < n_columns, other=0.0))[None, :]
@@ -81,7 +81,7 @@ def _column_sum_kernel(
     out_ptr, partial_ptr, n_rows, n_columns,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    columns = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     total = tl.zeros([ROWS, BLOCK], dtype=partial_ptr.dtype.element_ty)
     for start in range(0, n_rows, ROWS):
         rows = start + tl.arange(0, ROWS).to(tl.int64)  # [ROWS]

@@ -18,7 +18,7 @@ aot = importlib.util.module_from_spec(_spec)
 sys.modules["aot"] = aot
 _spec.loader.exec_module(aot)
 
-ORDERS = (0, 1, 2, 3, 10)  # the others differ in the length of their polynomial only
+ORDERS = (0, 1, 2, 10)  # the others differ in the length of their polynomial only
 SPECIALIZATIONS = {f"{s.dtype} {s.name}": s for s in aot.specializations(ORDERS)}
 
 
@@ -28,8 +28,8 @@ def test_kernel_compiles_to_clean_code(name, target):
     s = SPECIALIZATIONS[name]
     compiled = aot.compile_for(aot.TARGETS[target], s)
     assert compiled.spilled == 0
-    assert compiled.wide_loads >= s.wide_loads
-    assert compiled.wide_stores >= s.wide_stores
+    assert compiled.wide_loads >= aot.wide_accesses(aot.TARGETS[target], s.bytes_loaded)
+    assert compiled.wide_stores >= aot.wide_accesses(aot.TARGETS[target], s.bytes_stored)
     assert compiled.addresses_are_64_bit
     assert not compiled.uses_atomics
     assert compiled.uses_float64 == (s.dtype == "fp64")
@@ -39,8 +39,10 @@ def test_kernel_compiles_to_clean_code(name, target):
 def test_misaligned_operand_leaves_the_others_wide(target):
     s = SPECIALIZATIONS["fp32 tanh order 1, upstream dense"]
     compiled = aot.compile_for(aot.TARGETS[target], replace(s, misaligned=frozenset({"x_ptr"})))
-    assert compiled.wide_loads == s.wide_loads // 2
-    assert compiled.wide_stores == s.wide_stores
+    assert (
+        compiled.wide_loads >= aot.wide_accesses(aot.TARGETS[target], s.bytes_loaded) // 2
+    )  # AMD reads all of it wide
+    assert compiled.wide_stores == aot.wide_accesses(aot.TARGETS[target], s.bytes_stored)
 
 
 def test_checks_see_what_they_look_for():
