@@ -13,15 +13,21 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
     """Raise a TypeError unless `tensor` is a dense tensor of a supported floating-point dtype."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"`{name}` is {type(tensor).__name__}: pass a torch.Tensor")
+    if tensor.dtype.is_complex:
+        raise TypeError(f"`{name}` is {tensor.dtype}, and these activations are real: pass .real and .imag apart")
     if tensor.dtype not in _DTYPES:
         accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernels.DTYPES)
         raise TypeError(f"`{name}` is {tensor.dtype}: convert it to one of {accepted}")
+    if tensor.is_nested:
+        raise TypeError(f"`{name}` is a nested tensor: convert it with torch.nested.to_padded_tensor")
     if tensor.layout is not torch.strided:
         raise TypeError(f"`{name}` has layout {tensor.layout}: convert it with .to_dense()")
 
 
 def check_activation(activation: str) -> None:
-    """Raise a ValueError unless `activation` is one of the three."""
+    """Raise a TypeError or ValueError unless `activation` is one of the three."""
+    if not isinstance(activation, str):
+        raise TypeError(f"`activation` is {type(activation).__name__}: pass one of {', '.join(kernels.ACTIVATIONS)}")
     if activation not in kernels.ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; there are: {', '.join(kernels.ACTIVATIONS)}")
 
@@ -35,7 +41,7 @@ def check_save(save: str) -> None:
 def check_bias(x: torch.Tensor, bias: torch.Tensor) -> None:
     """Raise unless `bias` is (N,) for an x of (..., N), on one device and, autocast aside, of one dtype."""
     if x.dim() == 0 or bias.dim() != 1 or bias.shape[0] != x.shape[-1]:
-        advice = f"pass a bias of ({x.shape[-1]},)" if x.dim() else "x needs at least one dimension"
+        advice = f"pass a bias of ({x.shape[-1]},)" if x.dim() else "pass an x of at least one dimension, the bias's"
         raise ValueError(f"`bias` is {tuple(bias.shape)} and `x` is {tuple(x.shape)}: {advice}")
     if bias.device != x.device:
         raise ValueError(f"`bias` is on {bias.device} and `x` on {x.device}: move one with .to(...)")
@@ -46,8 +52,6 @@ def check_bias(x: torch.Tensor, bias: torch.Tensor) -> None:
 def check_order(order: int) -> None:
     """Raise a TypeError or ValueError unless `order` is an integer from 0 to 10."""
     if not isinstance(order, int) or isinstance(order, bool):
-        raise TypeError(f"`order` is {order!r}: pass an integer from 0 to {kernels.MAX_ORDER}")
+        raise TypeError(f"`order` is {order!r}, a {type(order).__name__}: pass an int from 0 to {kernels.MAX_ORDER}")
     if not 0 <= order <= kernels.MAX_ORDER:
-        raise ValueError(
-            f"`order` is {order}: orders go from 0 to {kernels.MAX_ORDER}; beyond, float32 keeps too few digits"
-        )
+        raise ValueError(f"`order` is {order}: pass 0 to {kernels.MAX_ORDER}; beyond, float32 keeps too few digits")

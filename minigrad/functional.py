@@ -83,10 +83,7 @@ def bias_activation(x: Tensor, bias: Tensor, activation: str, save: str = "input
     check_bias(x, bias)
     if bias.dtype != x.dtype:
         bias = bias.to(x.dtype)
-    if functions.in_plain_reverse_mode():
-        return functions.BiasActivation.apply(x, bias, activation, save)  # type: ignore[no-any-return]
-    z = functions.widen(x) + functions.widen(bias)
-    return functions.derivative(z, None, activation, 0).to(x.dtype)
+    return functions.bias_activation(x, bias, activation, save)
 
 
 def derivative(activation: str, x: Tensor, order: int) -> Tensor:
@@ -114,6 +111,4 @@ def activate(x: Tensor, activation: str, save: str = "input") -> Tensor:
     if save == "input":
         return functions.derivative(x, None, activation, 0)
     check_save(save)
-    if functions.in_plain_reverse_mode():
-        return functions.SavingOutput.apply(x, activation)  # type: ignore[no-any-return]
-    return functions.derivative(x, None, activation, 0)
+    return functions.saving_output(x, activation)

@@ -14,7 +14,8 @@ in forward mode the same values come from `Derivative`, which knows vmap and jvp
 
 PyTorch's compiler traces no Function that has a jvp, so `TracedDerivative` is the same without. Inside a transform of
 torch.func the compiler would drop the backward altogether: there it is sent back to eager mode (`in_eager_mode`), or
-raises where it may not leave the graph.
+raises where it may not leave the graph. An export would drop it too: it gets the operator instead, which finds its way
+back to these Functions when the exported program is trained.
 """
 
 from __future__ import annotations
@@ -108,6 +109,8 @@ def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) 
             f"derivatives of {activation} go to order {kernels.MAX_ORDER}, and this asks for order {order}: "
             "beyond, float32 keeps too few digits. Differentiate fewer times."
         )
+    if torch.compiler.is_exporting():
+        return torch.ops.minigrad.derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():
             return in_eager_mode(x, upstream, activation, order)  # type: ignore[no-any-return]
@@ -129,19 +132,17 @@ def _derivative_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     x, upstream = ctx.saved_tensors
     activation, order = ctx.activation, ctx.order
     for_x, for_upstream = ctx.needs_input_grad[:2]
+    next_order = min(order + 1, 2) if activation == "relu" else order + 1  # ReLU's are 0 from the second on
     dx = dg = None
     if upstream is None:
-        dx = derivative(x, v, activation, order + 1) if activation != "relu" or order == 0 else torch.zeros_like(x)
-    elif activation == "relu":
-        dg = derivative(x, v, activation, order) if for_upstream else None
-        dx = torch.zeros_like(x) if for_x else None
+        dx = derivative(x, v, activation, next_order)
     elif not for_x:
         dg = derivative(x, v, activation, order)
-    elif in_plain_reverse_mode() and order < kernels.MAX_ORDER:
+    elif in_plain_reverse_mode() and activation != "relu" and order < kernels.MAX_ORDER:
         dg, dx = DoubleBackward.apply(v, upstream, x, activation, order)
     else:
         dg = derivative(x, v, activation, order) if for_upstream else None
-        dx = derivative(widen(x), widen(v) * widen(upstream), activation, order + 1).to(x.dtype)
+        dx = derivative(widen(x), widen(v) * widen(upstream), activation, next_order).to(x.dtype)
     return dx, dg, None, None
 
 
@@ -225,6 +226,22 @@ class BiasActivation(Function):
         return dz.to(v.dtype), db.to(v.dtype), None, None
 
 
+def saving_output(x: Tensor, activation: str) -> Tensor:
+    """Return f(x) of sigmoid or tanh, saving the output where reverse mode alone is at work."""
+    if in_plain_reverse_mode() and not torch.compiler.is_exporting():
+        return SavingOutput.apply(x, activation)  # type: ignore[no-any-return]
+    return derivative(x, None, activation, 0)
+
+
+def bias_activation(x: Tensor, bias: Tensor, activation: str, save: str = "input") -> Tensor:
+    """Return f(x + bias), differentiable any way PyTorch knows; fused where reverse mode alone is at work."""
+    if torch.compiler.is_exporting():
+        return torch.ops.minigrad.bias_activation(x, bias, activation)  # type: ignore[no-any-return]
+    if in_plain_reverse_mode():
+        return BiasActivation.apply(x, bias, activation, save)  # type: ignore[no-any-return]
+    return derivative(widen(x) + widen(bias), None, activation, 0).to(x.dtype)
+
+
 def _times_derivative_from_output(v: Tensor, y: Tensor, activation: str) -> Tensor:
     """Return v f'(x) where y = f(x), from operations that autograd differentiates again."""
     if activation == "relu":
@@ -245,3 +262,7 @@ def forward_mode_is_active() -> bool:
 def in_plain_reverse_mode() -> bool:
     """Return whether neither torch.func nor forward mode is at work."""
     return not forward_mode_is_active()
+
+
+kernels.make_differentiable("derivative", TracedDerivative.apply)
+kernels.make_differentiable("bias_activation", lambda x, bias, f: BiasActivation.apply(x, bias, f, "input"))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import INTERPRETED
 
 pytest.importorskip("triton", reason="needs Triton, which is on Linux only")

@@ -11,6 +11,7 @@ from minigrad_kernels.operators import (
     bias_activation_backward,
     derivative,
     double_backward,
+    make_differentiable,
     path_for,
 )
 from minigrad_kernels.polynomials import MAX_ORDER
@@ -24,5 +25,6 @@ __all__ = [
     "bias_activation_backward",
     "derivative",
     "double_backward",
+    "make_differentiable",
     "path_for",
 ]

@@ -28,6 +28,7 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _TRITON_DEVICE = "cpu" if _INTERPRETED else "cuda"  # ROCm's devices are called cuda too
 _functorch = torch._C._functorch
 _LIBRARY = torch.library.Library("minigrad", "DEF")
+_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,7 +65,7 @@ def _operator(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[P, 
         name = function.__name__
         _LIBRARY.define(name + schema)
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        _LIBRARY.impl(name, _refuse_derivatives(name), "Autograd", with_keyset=True)
+        _LIBRARY.impl(name, _autograd_rule(name), "Autograd", with_keyset=True)
         torch.library.register_fake(f"minigrad::{name}", shapes, lib=_LIBRARY)
         operator = getattr(torch.ops.minigrad, name)
 
@@ -97,17 +98,29 @@ def _are_traced(arguments: tuple[Any, ...]) -> bool:
     return False
 
 
-def _refuse_derivatives(name: str) -> Callable[..., Any]:
-    """Return the operator's rule under autograd: run, unless the result is to be differentiated, which gave zeros."""
+def make_differentiable(name: str, function: Callable[..., Any]) -> None:
+    """Have `function` serve torch.ops.minigrad.<name> where autograd records: in an exported program, above all.
+
+    Args:
+        name: of an operator of this module.
+        function: takes the operator's arguments and is differentiable in reverse mode.
+    """
+    _DIFFERENTIABLE[name] = function
+
+
+def _autograd_rule(name: str) -> Callable[..., Any]:
+    """Return what the operator does under autograd: never a result whose derivative would silently be zero."""
 
     def rule(keyset: Any, *arguments: Any) -> Any:
         tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
-        in_reverse = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        if in_reverse or any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        in_forward_mode = any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+        if recorded and not in_forward_mode and name in _DIFFERENTIABLE:
+            return _DIFFERENTIABLE[name](*arguments)
+        if recorded or in_forward_mode:
             raise RuntimeError(
-                f"torch.ops.minigrad.{name} has no derivative of its own: call the functions of minigrad, which have. "
-                "If they are called, then inside a transform that torch.compile cannot trace through them: compile "
-                "without fullgraph=True, or leave the transform outside the compiled function."
+                f"torch.ops.minigrad.{name} cannot be differentiated this way: call the functions of minigrad, and "
+                "outside torch.compile where it is in forward mode or inside a transform of torch.func"
             )
         with torch._C._AutoDispatchBelowAutograd():
             below = keyset & torch._C._after_autograd_keyset

@@ -8,6 +8,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
+import minigrad  # noqa: F401  (makes the operators differentiable)
 import minigrad_kernels as kernels
 from conftest import INTERPRETED
 
@@ -74,9 +75,15 @@ def test_operator_passes_torchs_own_checks(arguments, device):
     torch.library.opcheck(operator, make(x), test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"))
 
 
-def test_operator_refuses_to_be_differentiated():
-    x = torch.randn(3, requires_grad=True)
-    with pytest.raises(RuntimeError, match="no derivative of its own"):
-        torch.ops.minigrad.derivative(x, None, "tanh", 0)
-    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no derivative of its own"):
+def test_operator_is_exact_in_reverse_mode_once_minigrad_is_there_and_refuses_the_rest():
+    x = torch.full((3,), 20.0, requires_grad=True)  # where torch's gradient is 0
+    (dx,) = torch.autograd.grad(torch.ops.minigrad.derivative(x, None, "tanh", 0).sum(), x)
+    torch.testing.assert_close(dx, 4 * torch.exp(-2 * x.detach()))
+    with pytest.raises(RuntimeError, match="cannot be differentiated this way"):
+        torch.ops.minigrad.backward_from_output(x, x, "tanh")
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="cannot be differentiated this way"):
         torch.ops.minigrad.derivative(forward_ad.make_dual(x.detach(), x.detach()), None, "tanh", 0)
+    with pytest.raises(RuntimeError):
+        torch.func.grad(lambda x: torch.ops.minigrad.derivative(x, None, "tanh", 0).sum())(x.detach())
+    with pytest.raises(RuntimeError):
+        torch.func.jvp(lambda x: torch.ops.minigrad.derivative(x, None, "tanh", 0), (x.detach(),), (x.detach(),))

@@ -14,16 +14,18 @@ DTYPE_ADVICE = "convert it to one of float16, bfloat16, float32, float64"
 REFUSED_TENSORS = {
     "integers": (lambda x: x.long(), ["is torch.int64", DTYPE_ADVICE]),
     "booleans": (lambda x: x > 0, ["is torch.bool", DTYPE_ADVICE]),
-    "complex": (lambda x: x.to(torch.complex64), ["is torch.complex64", DTYPE_ADVICE]),
+    "complex": (lambda x: x.to(torch.complex64), ["is torch.complex64", "are real", "pass .real and .imag apart"]),
     "float8": (lambda x: x.to(torch.float8_e4m3fn), ["is torch.float8_e4m3fn", DTYPE_ADVICE]),
     "sparse COO": (lambda x: x.to_sparse(), ["layout torch.sparse_coo", "convert it with .to_dense()"]),
     "sparse CSR": (lambda x: x.to_sparse_csr(), ["layout torch.sparse_csr", "convert it with .to_dense()"]),
+    "nested": (lambda x: torch.nested.nested_tensor([x, x[:1]]), ["a nested tensor", "to_padded_tensor"]),
     "a list": (lambda x: x.tolist(), ["is list", "pass a torch.Tensor"]),
     "a number": (lambda _: 1.0, ["is float", "pass a torch.Tensor"]),
     "None": (lambda _: None, ["is NoneType", "pass a torch.Tensor"]),
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
 @pytest.mark.parametrize("case", REFUSED_TENSORS)
 def test_refused_tensor_is_named_with_what_to_do(case, device):
@@ -62,7 +64,8 @@ REFUSED_ARGUMENTS = {
     "bias elsewhere": (bias_call(lambda x: (x, x[0].to("meta"))), ValueError, ["meta", "`x`", ".to(...)"]),
     "activation": (bias_call(lambda x: (x, x[0]), "gelu"), ValueError, ["'gelu'", "sigmoid, tanh, relu"]),
     "activation of derivative": (lambda x: minigrad.derivative("Tanh", x, 1), ValueError, ["'Tanh'", "tanh, relu"]),
-    "no activation": (bias_call(lambda x: (x, x[0]), None), ValueError, ["None", "sigmoid, tanh, relu"]),
+    "no activation": (bias_call(lambda x: (x, x[0]), None), TypeError, ["NoneType", "sigmoid, tanh, relu"]),
+    "activation last": (lambda x: minigrad.derivative(x, "tanh", 2), TypeError, ["is Tensor", "sigmoid, tanh, relu"]),
     "save of tanh": (lambda x: minigrad.tanh(x, "both"), ValueError, ["`save`", "'both'", '"input"', '"output"']),
     "save of sigmoid": (lambda x: minigrad.sigmoid(x, None), ValueError, ["`save`", "None", '"input"', '"output"']),
     "save of bias": (bias_call(lambda x: (x, x[0]), save=True), ValueError, ["`save`", "True", '"input"']),

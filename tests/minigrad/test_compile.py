@@ -207,7 +207,7 @@ def test_compiled_dual_numbers_are_an_error(name, fullgraph, device):
     x = saturated(activation, torch.float32, device)
     close(dual(function)(x), exact(activation, x, 1))
     for inside in (compiled(dual(function), fullgraph=fullgraph), dual(compiled(function, fullgraph=fullgraph))):
-        with pytest.raises(RuntimeError, match="has no derivative of its own"):
+        with pytest.raises(RuntimeError, match="cannot be differentiated this way"):
             inside(x)
 
 
@@ -261,21 +261,13 @@ def test_exported_program_gives_eagers_bits_at_any_batch_size(name, strict, devi
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("name", ["tanh", "relu", "bias sigmoid"])
-def test_training_an_exported_program_is_exact_or_an_error(name, strict, device):
+@pytest.mark.parametrize("name", ["tanh", "relu", "bias sigmoid", "derivative 3 of sigmoid"])
+def test_training_an_exported_program_is_exact(name, strict, device):
     module, x = Forward(SAME_BITS[name], device), torch.linspace(-1, 1, 12, device=device).reshape(3, 4)
     expected = torch.autograd.grad(module(x).sum(), module.parameters())
     program = torch.export.export(module, (x,), strict=strict).module()
-    last = torch.nn.Linear(4, 1, device=device)
-    torch.nn.init.ones_(last.weight)
-    try:
-        last(program(x)).sum().backward()
-    except RuntimeError as error:
-        assert "has no derivative of its own" in str(error)  # noqa: PT017
-    else:
-        gradients = [parameter.grad for parameter in program.parameters()]
-        assert all(gradient is not None for gradient in gradients), "the gradient stopped at the activation, silently"
-        torch.testing.assert_close(gradients, list(expected))
+    program(x).sum().backward()
+    torch.testing.assert_close([parameter.grad for parameter in program.parameters()], list(expected))
 
 
 @pytest.mark.parametrize("name", SAME_BITS)
