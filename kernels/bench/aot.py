@@ -168,17 +168,16 @@ def _from_output(dtype: str, itemsize: int, activation: str) -> Specialization:
 
 
 def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specialization]:
-    block = bias.columns_per_tile(itemsize, BIASED_COLUMNS)
-    tile = bias.ROWS * block * itemsize
+    rows, block = bias.tile_shape(itemsize, BIASED_COLUMNS)
     yield Specialization(
         name=f"{activation} with bias",
         kernel=bias._bias_activation_kernel,
         dtype=dtype,
         pointers=dict.fromkeys(("y_ptr", "x_ptr", "bias_ptr"), dtype),
-        constants={"ACTIVATION": activation, "ROWS": bias.ROWS, "BLOCK": block},
+        constants={"ACTIVATION": activation, "ROWS": rows, "BLOCK": block},
         sizes={"n_rows": False, "n_columns": True},
-        bytes_loaded=tile,
-        bytes_stored=tile,
+        bytes_loaded=bias.TILE_BYTES,
+        bytes_stored=bias.TILE_BYTES,
     )
     for saved in ("output",) if activation == "relu" else ("input", "output"):
         yield Specialization(
@@ -188,11 +187,11 @@ def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specializ
             pointers=dict.fromkeys(("dx_ptr", "g_ptr", "saved_ptr"), dtype)
             | {"partial_ptr": "fp64" if dtype == "fp64" else "fp32"}
             | ({"bias_ptr": dtype} if saved == "input" else {}),
-            constants={"ACTIVATION": activation, "ROWS": bias.ROWS, "TILES": bias.TILES, "BLOCK": block}
+            constants={"ACTIVATION": activation, "ROWS": rows, "BLOCK": block}
             | ({} if saved == "input" else {"bias_ptr": None}),
-            sizes={"n_rows": False, "n_columns": True},
-            bytes_loaded=2 * tile,
-            bytes_stored=tile,
+            sizes={"n_rows": False, "n_columns": True, "n_tiles": False},
+            bytes_loaded=2 * bias.TILE_BYTES,
+            bytes_stored=bias.TILE_BYTES,
         )
 
 

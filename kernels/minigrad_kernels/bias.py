@@ -7,7 +7,7 @@
 Saved: x and b, from which x + b is formed again; or only y, for ReLU, which loses nothing by it, and for those who
 prefer less memory to exactness. Half types are computed and summed in float32; every result is rounded once. The sum
 over rows has two stages, each in a fixed order and without atomics, so the same inputs give the same bits: a program
-adds up TILES tiles of ROWS rows, and a second kernel adds the programs' partial sums in their order. How the rows are
+adds up some tiles of rows, and a second kernel adds the programs' partial sums in their order. How the rows are
 cut depends on the shape alone, not on the device.
 
 Rows are read as they lie, so x is made contiguous first. A row whose length is a multiple of 16 elements is read and
@@ -25,14 +25,24 @@ from minigrad_kernels.arithmetic import narrow, widen
 from minigrad_kernels.elementwise import as_laid_out, times_derivative, times_derivative_from_output
 
 NUM_WARPS = 4
-ROWS = 8
-"""Rows of one tile: two for each of the four warps."""
+TILE_BYTES = 4096
+"""Of a tile: two 16-byte accesses for every thread. Follows from the width of a load; it is no measurement."""
 COLUMN_BYTES = 512
-"""Of one tile's row: one 16-byte access for every thread of a warp."""
-TILES = 16
-"""Tiles that one program of the backward adds up: the partial sums are then 1/128 of x."""
+"""Of a tile's row, at most: one 16-byte access for every thread of a warp."""
+MOST_TILES = 16
+"""That one program of the backward adds up: the partial sums are then a small part of what is read."""
+PROGRAMS = 1024
+"""Below so many programs each takes fewer tiles, so that a small x still occupies a GPU; no measurement either."""
 COLUMN_SUM_BLOCK = 32
 COLUMN_SUM_ROWS = 64
+
+
+@triton.jit
+def _place(n_columns, BLOCK: tl.constexpr):
+    """Return the program's place among the rows of tiles and in its row; one grid dimension, as others are short."""
+    program = tl.program_id(0).to(tl.int64)
+    tiles_in_row = tl.cdiv(n_columns, BLOCK)
+    return program // tiles_in_row, program % tiles_in_row
 
 
 @triton.jit
@@ -40,8 +50,9 @@ def _bias_activation_kernel(
     y_ptr, x_ptr, bias_ptr, n_rows, n_columns,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS], 64-bit: rows * n_columns may pass 2^31
-    columns = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    row, column = _place(n_columns, BLOCK)
+    rows = row * ROWS + tl.arange(0, ROWS)  # [ROWS], 64-bit: rows * n_columns may pass 2^31
+    columns = column * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     offsets = rows[:, None] * n_columns + columns[None, :]  # [ROWS, BLOCK]
     mask = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
     bias = widen(tl.load(bias_ptr + columns, mask=columns < n_columns, other=0.0))
@@ -52,16 +63,16 @@ def _bias_activation_kernel(
 
 @triton.jit
 def _bias_activation_backward_kernel(
-    dx_ptr, partial_ptr, g_ptr, saved_ptr, bias_ptr, n_rows, n_columns,
-    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+    dx_ptr, partial_ptr, g_ptr, saved_ptr, bias_ptr, n_rows, n_columns, n_tiles,
+    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    row, column = _place(n_columns, BLOCK)
+    columns = column * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     total = tl.zeros([ROWS, BLOCK], dtype=partial_ptr.dtype.element_ty)
     if bias_ptr is not None:
         bias = widen(tl.load(bias_ptr + columns, mask=columns < n_columns, other=0.0))[None, :]
-    for tile in range(TILES):
-        rows = (program * TILES + tile) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    for tile in range(n_tiles):
+        rows = (row * n_tiles + tile) * ROWS + tl.arange(0, ROWS)  # [ROWS]
         offsets = rows[:, None] * n_columns + columns[None, :]  # [ROWS, BLOCK]
         mask = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
         saved = widen(tl.load(saved_ptr + offsets, mask=mask, other=0.0))
@@ -73,7 +84,7 @@ def _bias_activation_backward_kernel(
         tl.store(dx_ptr + offsets, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
         total += tl.where(mask, dx, 0.0)
     partial = tl.sum(total, axis=0)  # [BLOCK]
-    tl.store(partial_ptr + program * n_columns + columns, partial, mask=columns < n_columns)
+    tl.store(partial_ptr + row * n_columns + columns, partial, mask=columns < n_columns)
 
 
 @triton.jit
@@ -96,11 +107,11 @@ def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str) -> tor
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if y.numel():
         n_rows, n_columns = _matrix(x)
-        block = columns_per_tile(x.element_size(), n_columns)
+        rows, block = tile_shape(x.element_size(), n_columns)
         with torch.cuda.device_of(x):
-            _bias_activation_kernel[(triton.cdiv(n_rows, ROWS), triton.cdiv(n_columns, block))](
+            _bias_activation_kernel[(triton.cdiv(n_rows, rows) * triton.cdiv(n_columns, block),)](
                 y_ptr=y, x_ptr=as_laid_out(x, y), bias_ptr=_contiguous(bias), n_rows=n_rows, n_columns=n_columns,
-                ACTIVATION=activation, ROWS=ROWS, BLOCK=block, num_warps=NUM_WARPS,
+                ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=NUM_WARPS,
             )  # fmt: skip
     return _laid_out_as_input(y, x)
 
@@ -117,30 +128,33 @@ def bias_activation_backward(
     if dx.numel() == 0:
         return _laid_out_as_input(dx, saved), db.zero_()
     n_rows, n_columns = _matrix(saved)
-    block = columns_per_tile(saved.element_size(), n_columns)
-    n_programs = triton.cdiv(n_rows, ROWS * TILES)
+    rows, block = tile_shape(saved.element_size(), n_columns)
+    tiles_in_row = triton.cdiv(n_columns, block)
+    n_tiles = min(MOST_TILES, max(1, triton.cdiv(n_rows, rows) * tiles_in_row // PROGRAMS))
+    n_partial = triton.cdiv(n_rows, rows * n_tiles)
     accumulation = torch.float64 if saved.dtype == torch.float64 else torch.float32
-    partial = torch.empty((n_programs, n_columns), dtype=accumulation, device=saved.device)
+    partial = torch.empty((n_partial, n_columns), dtype=accumulation, device=saved.device)
     with torch.cuda.device_of(saved):
-        _bias_activation_backward_kernel[(n_programs, triton.cdiv(n_columns, block))](
+        _bias_activation_backward_kernel[(n_partial * tiles_in_row,)](
             dx_ptr=dx, partial_ptr=partial, g_ptr=as_laid_out(upstream, dx), saved_ptr=as_laid_out(saved, dx),
-            bias_ptr=None if bias is None else _contiguous(bias), n_rows=n_rows, n_columns=n_columns,
-            ACTIVATION=activation, ROWS=ROWS, TILES=TILES, BLOCK=block, num_warps=NUM_WARPS,
+            bias_ptr=None if bias is None else _contiguous(bias), n_rows=n_rows, n_columns=n_columns, n_tiles=n_tiles,
+            ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=NUM_WARPS,
         )  # fmt: skip
         _column_sum_kernel[(triton.cdiv(n_columns, COLUMN_SUM_BLOCK),)](
-            out_ptr=db, partial_ptr=partial, n_rows=n_programs, n_columns=n_columns,
+            out_ptr=db, partial_ptr=partial, n_rows=n_partial, n_columns=n_columns,
             ROWS=COLUMN_SUM_ROWS, BLOCK=COLUMN_SUM_BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip
     return _laid_out_as_input(dx, saved), db
 
 
+def tile_shape(itemsize: int, n_columns: int) -> tuple[int, int]:
+    """Return the rows and columns of a tile, powers of two: wide for wide accesses, but no wider than x needs."""
+    block = min(COLUMN_BYTES // itemsize, triton.next_power_of_2(n_columns))
+    return TILE_BYTES // (itemsize * block), block
+
+
 def _matrix(x: torch.Tensor) -> tuple[int, int]:
     return x.numel() // x.shape[-1], x.shape[-1]
-
-
-def columns_per_tile(itemsize: int, n_columns: int) -> int:
-    """Return the width of a tile: a power of two, wide enough for 16-byte accesses, no wider than the rows need."""
-    return min(COLUMN_BYTES // itemsize, triton.next_power_of_2(n_columns))  # type: ignore[no-any-return]
 
 
 def _contiguous(bias: torch.Tensor) -> torch.Tensor:

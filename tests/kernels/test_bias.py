@@ -90,6 +90,17 @@ def test_sum_of_half_gradients_is_rounded_once(dtype, device):
     assert torch.equal(db, (g.double().sum(0)).to(dtype))
 
 
+def test_program_adds_up_many_tiles(device, monkeypatch):
+    if kernels.path_for(device) == "plain":
+        pytest.skip("the plain path has no programs")
+    monkeypatch.setattr("minigrad_kernels.bias.PROGRAMS", 1)
+    x, bias, g = case((700, 48), torch.float32, device)
+    _, dx, db = expected_gradients(g, x, bias, "tanh")
+    actual_dx, actual_db = kernels.bias_activation_backward(g, x, bias, "tanh")
+    torch.testing.assert_close(actual_dx.double(), dx, rtol=4e-6, atol=4e-6)
+    torch.testing.assert_close(actual_db.double(), db, rtol=1e-5, atol=1e-4)
+
+
 def test_same_inputs_give_the_same_bits(device):
     x, bias, g = case((300, 24), torch.float32, device)
     first = kernels.bias_activation_backward(g, x, bias, "tanh")[1]
