@@ -8,7 +8,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import asdict, dataclass, fields, make_dataclass
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -103,6 +103,11 @@ def typed(schema: type[C], values: Mapping[str, Any], owner: str, prefix: str = 
     instance = OmegaConf.to_object(node)  # runs the dataclass's own checks
     assert isinstance(instance, schema)
     return instance
+
+
+def as_yaml(config: RunConfig) -> str:
+    """Return a config's keys and values as YAML."""
+    return OmegaConf.to_yaml(asdict(config))
 
 
 def bind(table: Mapping[str, Callable[..., R]], node: Mapping[str, Any], group: str) -> Callable[..., R]:

@@ -13,7 +13,7 @@ Three more Functions serve plain reverse mode: `DoubleBackward` fuses the two re
 in forward mode the same values come from `Derivative`, which knows vmap and jvp.
 
 PyTorch's compiler traces no Function that has a jvp, so `TracedDerivative` is the same without. Inside a transform of
-torch.func the compiler would drop the backward altogether: there it is sent back to eager mode (`in_eager_mode`), or
+torch.func the compiler would drop the backward altogether: there it is sent back to eager mode (`minigrad.eager`), or
 raises where it may not leave the graph. An export would drop it too: it gets the operator instead, which finds its way
 back to these Functions when the exported program is trained.
 """
@@ -113,18 +113,14 @@ def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) 
         return torch.ops.minigrad.derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():
-            return in_eager_mode(x, upstream, activation, order)  # type: ignore[no-any-return]
+            from minigrad.eager import in_eager_mode
+
+            return in_eager_mode(Derivative.apply, x, upstream, activation, order)  # type: ignore[no-any-return]
         return TracedDerivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
     recorded = torch.is_grad_enabled() and (x.requires_grad or (upstream is not None and upstream.requires_grad))
     if recorded or forward_mode_is_active():
         return Derivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
     return kernels.derivative(x, upstream, activation, order)
-
-
-@torch.compiler.disable(reason="torch.compile drops the backward of a Function inside a transform of torch.func")  # type: ignore[untyped-decorator]
-def in_eager_mode(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
-    """Return `derivative`, computed outside the compiler."""
-    return Derivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
 
 
 def _derivative_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy
 import torch
-from omegaconf import OmegaConf
 
 import minigrad_kernels
-from minigrad.config import RunConfig
+from minigrad.config import RunConfig, as_yaml
 from minigrad.errors import UserError
 from minigrad.tracking import Tracker
 
@@ -57,7 +55,7 @@ class Run:
 
     def __enter__(self) -> Self:
         self.directory = _create_directory(self.config)
-        (self.directory / "config.yaml").write_text(OmegaConf.to_yaml(asdict(self.config)), encoding="utf-8")
+        (self.directory / "config.yaml").write_text(as_yaml(self.config), encoding="utf-8")
         random.seed(self.config.seed)
         numpy.random.seed(self.config.seed)
         torch.manual_seed(self.config.seed)

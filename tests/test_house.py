@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 # all modules of a package.
 LAYERS = (
     ("minigrad_kernels*", "minigrad.errors"),
-    ("minigrad.checks", "minigrad.functions"),
+    ("minigrad.checks", "minigrad.eager", "minigrad.functions"),
     ("minigrad.functional",),
     ("minigrad.nn",),
     ("minigrad.objectives*", "minigrad.rules"),
@@ -31,8 +31,8 @@ LAYERS = (
     ("experiments.*", "bench.*"),
     ("minigrad.catalog", "minigrad.commandline", "minigrad.diagnosis", "minigrad.train"),
 )
-# Who knows config objects, besides the experiments. A run only writes its config down.
-KNOW_CONFIGS = {"minigrad.commandline", "minigrad.config", "minigrad.diagnosis", "minigrad.run", "minigrad.train"}
+# Who knows config objects, besides the experiments.
+KNOW_CONFIGS = {"minigrad.commandline", "minigrad.config", "minigrad.diagnosis", "minigrad.train"}
 # What `import minigrad` leaves to those who use it.
 HEAVY = ("hydra", "matplotlib", "omegaconf", "rich", "sklearn", "tensorboard", "torch._dynamo", "triton")
 

@@ -174,7 +174,12 @@ def double_backward(
 def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: str) -> torch.Tensor:
     """Return upstream f'(x) from y = f(x): exact for ReLU, and for the others as inexact as y is rounded.
 
-    Not differentiable. All of one shape, dtype and device.
+    Not differentiable.
+
+    Args:
+        upstream: y's shape, dtype and device.
+        y: any shape and strides.
+        activation: "sigmoid", "tanh" or "relu".
     """
     return _path(y).backward_from_output(upstream, y, activation)  # type: ignore[no-any-return]
 
@@ -184,7 +189,13 @@ def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: st
     lambda x, bias, activation: torch.empty_like(x),
 )
 def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str) -> torch.Tensor:
-    """Return f(x + bias), rounded once. x (..., N), bias (N,), of one dtype and device. Not differentiable."""
+    """Return f(x + bias), rounded once. Not differentiable.
+
+    Args:
+        x: (..., N), any strides.
+        bias: (N,), x's dtype and device.
+        activation: "sigmoid", "tanh" or "relu".
+    """
     return _path(x).bias_activation(x, bias, activation)  # type: ignore[no-any-return]
 
 

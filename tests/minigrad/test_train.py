@@ -194,7 +194,14 @@ def test_both_programs_run_from_any_folder(program):
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a single process there")
 def test_an_interrupted_run_says_so_and_exits_with_130():
     command = [sys.executable, "-m", "minigrad.train", "steps=1000000", "run_dir=here"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that was itself started in the background ignores the signal, and hands that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert process.stdout is not None
     while "step " not in process.stdout.readline():
         time.sleep(0.01)
