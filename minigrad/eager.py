@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 
-# What torch.compile traces inside a transform of torch.func loses its backward.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable(  # type: ignore[untyped-decorator]
+    reason="torch.compile drops the backward of a Function inside a transform of torch.func"
+)
 def in_eager_mode(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return function(*arguments), computed outside the graph that is being compiled."""
     return function(*arguments)
