@@ -13,15 +13,16 @@ def check_tensor(tensor: torch.Tensor, name: str) -> None:
     """Raise a TypeError unless `tensor` is a dense tensor of a supported floating-point dtype."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"`{name}` is {type(tensor).__name__}: pass a torch.Tensor")
-    if tensor.dtype.is_complex:
-        raise TypeError(f"`{name}` is {tensor.dtype}, and these activations are real: pass .real and .imag apart")
-    if tensor.dtype not in _DTYPES:
-        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernels.DTYPES)
-        raise TypeError(f"`{name}` is {tensor.dtype}: convert it to one of {accepted}")
+    if tensor.dtype in _DTYPES and tensor.layout is torch.strided and not tensor.is_nested:
+        return
     if tensor.is_nested:
         raise TypeError(f"`{name}` is a nested tensor: convert it with torch.nested.to_padded_tensor")
     if tensor.layout is not torch.strided:
         raise TypeError(f"`{name}` has layout {tensor.layout}: convert it with .to_dense()")
+    if tensor.dtype.is_complex:
+        raise TypeError(f"`{name}` is {tensor.dtype}, and these activations are real: pass .real and .imag apart")
+    accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernels.DTYPES)
+    raise TypeError(f"`{name}` is {tensor.dtype}: convert it to one of {accepted}")
 
 
 def check_activation(activation: str) -> None:

@@ -38,9 +38,10 @@ class Derivative(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, upstream, ctx.activation, ctx.order = inputs
-        if ctx.order == 0 and ctx.activation == "relu":
+        x, upstream, activation, order = inputs
+        if order == 0 and activation == "relu":
             x = output
+        ctx.activation, ctx.order = activation, order
         ctx.save_for_backward(x, upstream)
         if forward_mode_is_active():
             ctx.save_for_forward(x, upstream)
@@ -109,18 +110,22 @@ def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) 
             f"derivatives of {activation} go to order {kernels.MAX_ORDER}, and this asks for order {order}: "
             "beyond, float32 keeps too few digits. Differentiate fewer times."
         )
-    if torch.compiler.is_exporting():
-        return torch.ops.minigrad.derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
     if torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active():
-            from minigrad.eager import in_eager_mode
-
-            return in_eager_mode(Derivative.apply, x, upstream, activation, order)  # type: ignore[no-any-return]
-        return TracedDerivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
+        return _traced_derivative(x, upstream, activation, order)
     recorded = torch.is_grad_enabled() and (x.requires_grad or (upstream is not None and upstream.requires_grad))
     if recorded or forward_mode_is_active():
         return Derivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
     return kernels.derivative(x, upstream, activation, order)
+
+
+def _traced_derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
+    if torch.compiler.is_exporting():
+        return torch.ops.minigrad.derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
+    if torch._C._are_functorch_transforms_active():
+        from minigrad.eager import in_eager_mode
+
+        return in_eager_mode(Derivative.apply, x, upstream, activation, order)  # type: ignore[no-any-return]
+    return TracedDerivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
 
 
 def _derivative_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:

@@ -79,7 +79,7 @@ def row(section: str, case: str, times: list[list[float]], bound: str, inverse: 
 def check(activation: str, x: torch.Tensor) -> None:
     """Stop unless minigrad's value and gradient agree with torch's in float64 to float32's accuracy."""
     function, reference = getattr(minigrad, activation), getattr(torch, activation)
-    single, double = x.float().requires_grad_(), x.double().requires_grad_()
+    single, double = x.clone().requires_grad_(), x.double().requires_grad_()  # x itself stays as it is
     y, expected = function(single), reference(double)
     torch.testing.assert_close(y, expected.float(), rtol=1e-6, atol=0)
     (dx,) = torch.autograd.grad(y.sum(), single)

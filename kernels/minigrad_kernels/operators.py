@@ -27,6 +27,7 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _TRITON_DEVICE = "cpu" if _INTERPRETED else "cuda"  # ROCm's devices are called cuda too
 _functorch = torch._C._functorch
+_is_compiling = torch.compiler.is_compiling
 _LIBRARY = torch.library.Library("minigrad", "DEF")
 _DIFFERENTIABLE: dict[str, Callable[..., Any]] = {}
 
@@ -71,7 +72,9 @@ def _operator(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[P, 
 
         @functools.wraps(function)
         def choose(*arguments: P.args, **keywords: P.kwargs) -> R:
-            return (operator if _are_traced(arguments) else function)(*arguments, **keywords)
+            if _are_traced(arguments):
+                return operator(*arguments, **keywords)  # type: ignore[no-any-return]
+            return function(*arguments, **keywords)
 
         return choose
 
@@ -84,7 +87,7 @@ def _are_traced(arguments: tuple[Any, ...]) -> bool:
     Such wrappers are plain `Tensor`s to Python: those of a transform that has ended, as in the function that
     `torch.func.vjp` returns, and the batched ones of `torch.autograd.grad(..., is_grads_batched=True)`.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if _is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
     for argument in arguments:
         kind = type(argument)

@@ -30,10 +30,10 @@ def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, 
     """Return f^(order)(x), times `upstream` unless that is None, as a new tensor laid out as torch would."""
     if activation == "relu":
         return _relu_derivative(x, upstream, order)
+    if order == 0 and activation == "tanh":
+        return torch.tanh(x)
     wide = _widen(x)
     if order == 0:
-        if activation == "tanh":
-            return torch.tanh(x)
         return torch.sigmoid(x) if wide is x else _times_sigmoid(_ones(wide), wide, 1.0).to(x.dtype)
     wide_upstream = None if upstream is None else _widen(upstream)
     if order == 1:
