@@ -53,15 +53,14 @@ class Derivative(Function):
     @staticmethod
     def jvp(ctx: Any, x_tangent: Tensor | None, upstream_tangent: Tensor | None, *_: None) -> Tensor:
         x, upstream = ctx.saved_tensors
-        total = None
-        if x_tangent is not None:
-            factor = x_tangent if upstream is None else x_tangent * upstream
-            total = derivative(x, factor, ctx.activation, ctx.order + 1)
+        activation, order = ctx.activation, ctx.order
+        terms = []
         if upstream_tangent is not None:
-            term = derivative(x, upstream_tangent, ctx.activation, ctx.order)
-            total = term if total is None else total + term
-        assert total is not None
-        return total
+            terms.append(derivative(widen(x), widen(upstream_tangent), activation, order))
+        if x_tangent is not None:
+            term = derivative(widen(x), widen(x_tangent), activation, _next(order, activation))
+            terms.append(term if upstream is None or activation == "relu" else term * widen(upstream))
+        return sum(terms[1:], terms[0]).to(x.dtype)
 
     @staticmethod
     def vmap(
@@ -133,18 +132,23 @@ def _derivative_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     x, upstream = ctx.saved_tensors
     activation, order = ctx.activation, ctx.order
     for_x, for_upstream = ctx.needs_input_grad[:2]
-    next_order = min(order + 1, 2) if activation == "relu" else order + 1  # ReLU's are 0 from the second on
     dx = dg = None
     if upstream is None:
-        dx = derivative(x, v, activation, next_order)
+        dx = derivative(x, v, activation, _next(order, activation))
     elif not for_x:
         dg = derivative(x, v, activation, order)
     elif in_plain_reverse_mode() and activation != "relu" and order < kernels.MAX_ORDER:
         dg, dx = DoubleBackward.apply(v, upstream, x, activation, order)
     else:
         dg = derivative(x, v, activation, order) if for_upstream else None
-        dx = derivative(widen(x), widen(v) * widen(upstream), activation, next_order).to(x.dtype)
+        dx = derivative(widen(x), widen(v), activation, _next(order, activation))
+        dx = (dx if activation == "relu" else dx * widen(upstream)).to(x.dtype)
     return dx, dg, None, None
+
+
+def _next(order: int, activation: str) -> int:
+    """Return the order of the next derivative; ReLU's are all 0 from the second on, which stands for them."""
+    return min(order + 1, 2) if activation == "relu" else order + 1
 
 
 class DoubleBackward(Function):
@@ -223,7 +227,7 @@ class BiasActivation(Function):
             dz = derivative(widen(saved) + widen(bias), widen(v), ctx.activation, 1)
         else:
             dz = _times_derivative_from_output(widen(v), widen(saved), ctx.activation)
-        db = dz.sum(dim=tuple(range(dz.dim() - 1))) if dz.dim() > 1 else dz
+        db = dz.sum(dim=tuple(range(dz.dim() - 1))) if dz.dim() > 1 else dz.clone()
         return dz.to(v.dtype), db.to(v.dtype), None, None
 
 

@@ -131,7 +131,7 @@ class MLP(torch.nn.Sequential):
         self, sizes: Sequence[int], activation: str = "tanh", save: str = "input", device: Any = None, dtype: Any = None
     ) -> None:
         check_activation(activation)
-        if isinstance(sizes, int) or not all(isinstance(size, int) for size in sizes):
+        if not isinstance(sizes, Sequence) or not all(type(size) is int for size in sizes):
             raise TypeError(f"`sizes` is {sizes!r}: pass a sequence of integer widths, input first, as [64, 32, 10]")
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"`sizes` is {list(sizes)}: pass at least two widths, input first, each at least 1")

@@ -31,7 +31,8 @@ class Run:
     """One run, from the creation of its directory to its summary.
 
     Used as a context: entering makes the directory, writes `config.yaml`, seeds every generator and sets the number of
-    threads; leaving writes `summary.json`, also when an exception ends the run. A UserError leaves no directory behind.
+    threads; leaving writes `summary.json`, also when an exception ends the run. After a UserError the directory is
+    removed again.
 
     Args:
         config: the run's typed config.
@@ -127,7 +128,7 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"device={name}: expected auto, cpu, cuda, cuda:1 or another device of PyTorch") from None
     try:
         torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise UserError(f"device={name}: PyTorch finds no such device here; use device=cpu or device=auto") from None
     return device
 

@@ -70,8 +70,8 @@ class Trainer:
         loss = self.objective.loss(batch)
         gradients = list(torch.autograd.grad(loss, self.parameters))
         with torch.no_grad():
-            self.rule(self.parameters, gradients, self.learning_rate)
             gradient_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            self.rule(self.parameters, gradients, self.learning_rate)
         self.steps += 1
         return loss.detach(), gradient_norm
 

@@ -99,9 +99,10 @@ class Compiled:
 
     @property
     def addresses_are_64_bit(self) -> bool:
-        """Whether every tensor of pointers is offset by 64-bit numbers."""
+        """Whether every tensor of pointers is offset by 64-bit numbers, and nothing is multiplied in fewer bits."""
         offsets = re.findall(r"tt\.addptr .*: tensor<[^>]*!tt\.ptr<[^>]*>>?, tensor<[^>]*x(i\d+)", self.ttir)
-        return bool(offsets) and set(offsets) <= {"i64"}
+        products = re.findall(r"arith\.muli .*: (?:tensor<[^>]*x)?(i\d+)", self.ttir)
+        return bool(offsets) and {*offsets, *products} <= {"i64"}
 
 
 def specializations(orders: Iterable[int] = range(MAX_ORDER + 1)) -> Iterator[Specialization]:
@@ -175,7 +176,7 @@ def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specializ
         dtype=dtype,
         pointers=dict.fromkeys(("y_ptr", "x_ptr", "bias_ptr"), dtype),
         constants={"ACTIVATION": activation, "ROWS": rows, "BLOCK": block},
-        sizes={"n_rows": False, "n_columns": True},
+        sizes={"n_rows": False, "n_columns": True, "tiles_in_row": False},
         bytes_loaded=bias.TILE_BYTES,
         bytes_stored=bias.TILE_BYTES,
     )
@@ -189,7 +190,7 @@ def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specializ
             | ({"bias_ptr": dtype} if saved == "input" else {}),
             constants={"ACTIVATION": activation, "ROWS": rows, "BLOCK": block}
             | ({} if saved == "input" else {"bias_ptr": None}),
-            sizes={"n_rows": False, "n_columns": True, "n_tiles": False},
+            sizes={"n_rows": False, "n_columns": True, "tiles_in_row": False, "n_tiles": False},
             bytes_loaded=2 * bias.TILE_BYTES,
             bytes_stored=bias.TILE_BYTES,
         )
@@ -213,7 +214,7 @@ def compile_for(target: GPUTarget, specialization: Specialization) -> Compiled:
     s = specialization
     names = s.kernel.arg_names
     signature = {
-        name: f"*{s.pointers[name]}" if name in s.pointers else "i64" if name in s.sizes else "constexpr"
+        name: f"*{s.pointers[name]}" if name in s.pointers else "i32" if name in s.sizes else "constexpr"
         for name in names
     }
     aligned = {name for name in s.pointers if name not in s.misaligned} | {n for n, even in s.sizes.items() if even}

@@ -30,7 +30,7 @@ TILE_BYTES = 4096
 COLUMN_BYTES = 512
 """Of a tile's row, at most: one 16-byte access for every thread of a warp."""
 MOST_TILES = 16
-"""That one program of the backward adds up: the partial sums are then a small part of what is read."""
+"""That one program of the backward adds up, where x is large: the partial sums are then 1/128 of x or less."""
 PROGRAMS = 1024
 """Below so many programs each takes fewer tiles, so that a small x still occupies a GPU; no measurement either."""
 COLUMN_SUM_BLOCK = 32
@@ -38,19 +38,18 @@ COLUMN_SUM_ROWS = 64
 
 
 @triton.jit
-def _place(n_columns, BLOCK: tl.constexpr):
+def _place(tiles_in_row):
     """Return the program's place among the rows of tiles and in its row; one grid dimension, as others are short."""
     program = tl.program_id(0).to(tl.int64)
-    tiles_in_row = tl.cdiv(n_columns, BLOCK)
     return program // tiles_in_row, program % tiles_in_row
 
 
 @triton.jit
 def _bias_activation_kernel(
-    y_ptr, x_ptr, bias_ptr, n_rows, n_columns,
+    y_ptr, x_ptr, bias_ptr, n_rows, n_columns, tiles_in_row,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row, column = _place(n_columns, BLOCK)
+    row, column = _place(tiles_in_row)
     rows = row * ROWS + tl.arange(0, ROWS)  # [ROWS], 64-bit: rows * n_columns may pass 2^31
     columns = column * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     offsets = rows[:, None] * n_columns + columns[None, :]  # [ROWS, BLOCK]
@@ -63,10 +62,10 @@ def _bias_activation_kernel(
 
 @triton.jit
 def _bias_activation_backward_kernel(
-    dx_ptr, partial_ptr, g_ptr, saved_ptr, bias_ptr, n_rows, n_columns, n_tiles,
+    dx_ptr, partial_ptr, g_ptr, saved_ptr, bias_ptr, n_rows, n_columns, tiles_in_row, n_tiles,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row, column = _place(n_columns, BLOCK)
+    row, column = _place(tiles_in_row)
     columns = column * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     total = tl.zeros([ROWS, BLOCK], dtype=partial_ptr.dtype.element_ty)
     if bias_ptr is not None:
@@ -108,9 +107,11 @@ def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str) -> tor
     if y.numel():
         n_rows, n_columns = _matrix(x)
         rows, block = tile_shape(x.element_size(), n_columns)
+        tiles_in_row = triton.cdiv(n_columns, block)
         with torch.cuda.device_of(x):
-            _bias_activation_kernel[(triton.cdiv(n_rows, rows) * triton.cdiv(n_columns, block),)](
-                y_ptr=y, x_ptr=as_laid_out(x, y), bias_ptr=_contiguous(bias), n_rows=n_rows, n_columns=n_columns,
+            _bias_activation_kernel[(triton.cdiv(n_rows, rows) * tiles_in_row,)](
+                y_ptr=y, x_ptr=as_laid_out(x, y), bias_ptr=_contiguous(bias),
+                n_rows=n_rows, n_columns=n_columns, tiles_in_row=tiles_in_row,
                 ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=NUM_WARPS,
             )  # fmt: skip
     return _laid_out_as_input(y, x)
@@ -137,7 +138,8 @@ def bias_activation_backward(
     with torch.cuda.device_of(saved):
         _bias_activation_backward_kernel[(n_partial * tiles_in_row,)](
             dx_ptr=dx, partial_ptr=partial, g_ptr=as_laid_out(upstream, dx), saved_ptr=as_laid_out(saved, dx),
-            bias_ptr=None if bias is None else _contiguous(bias), n_rows=n_rows, n_columns=n_columns, n_tiles=n_tiles,
+            bias_ptr=None if bias is None else _contiguous(bias),
+            n_rows=n_rows, n_columns=n_columns, tiles_in_row=tiles_in_row, n_tiles=n_tiles,
             ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=NUM_WARPS,
         )  # fmt: skip
         _column_sum_kernel[(triton.cdiv(n_columns, COLUMN_SUM_BLOCK),)](

@@ -117,7 +117,8 @@ def _double_backward_block(
     g = _load(g_ptr, offsets, n_elements, MASKED, G_EXPANDED)
     v = _load(v_ptr, offsets, n_elements, MASKED, V_EXPANDED)
     dg = times_derivative(v, x, ACTIVATION, ORDER)
-    dx = times_derivative(v * g, x, ACTIVATION, ORDER + 1)
+    a, b = _derivative(x, ACTIVATION, ORDER + 1)
+    dx = (v * a) * (g * b)  # v g alone may overflow where dx does not
     _store(dg_ptr, offsets, dg, n_elements, MASKED)
     _store(dx_ptr, offsets, dx, n_elements, MASKED)
 
@@ -198,7 +199,7 @@ def double_backward(
 
 
 def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: str) -> torch.Tensor:
-    """Launch the first-order backward of sigmoid or tanh from the stored output y."""
+    """Launch the first-order backward from the stored output y."""
     dx = torch.empty_like(y)
     y = as_laid_out(y, dx)
     upstream, expanded = _operand(upstream, dx)
@@ -210,7 +211,13 @@ def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: st
 
 
 def as_laid_out(operand: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return `operand` in memory as a kernel reads it: `like`'s strides, no pending negation; a copy if need be."""
+    """Return `operand` in memory as a kernel reads it: `like`'s strides, no pending negation; a copy if need be.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if operand.shape != like.shape:
+        raise ValueError(f"an operand is {tuple(operand.shape)} and its partner {tuple(like.shape)}: pass equal shapes")
     if operand.stride() == like.stride() and not operand.is_neg() and not operand._is_zerotensor():
         return operand
     return torch.empty_like(like, dtype=operand.dtype).copy_(operand)
@@ -223,7 +230,12 @@ def block_size(itemsize: int) -> int:
 
 def _operand(operand: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """Return a gradient as the kernel reads it, and whether it is one element expanded, as `.sum()` sends it."""
-    expanded = not any(operand.stride()) and not operand.is_neg() and not operand._is_zerotensor()
+    expanded = (
+        operand.shape == like.shape
+        and not any(operand.stride())
+        and not operand.is_neg()
+        and not operand._is_zerotensor()
+    )
     return (operand, True) if expanded else (as_laid_out(operand, like), False)
 
 

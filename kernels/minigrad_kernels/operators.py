@@ -1,6 +1,6 @@
 """The operations, on the path that fits their tensors: Triton's kernels or plain PyTorch.
 
-None of them is differentiable by itself: `minigrad.functional` makes them so. Each exists twice. The function is for
+None of them is differentiable by itself: `minigrad.functions` makes them so. Each exists twice. The function is for
 plain tensors in eager mode and costs little more than the choice of a path. The operator of the same name in
 `torch.ops.minigrad` is the same function behind PyTorch's dispatcher, with a rule for shapes: tracers (torch.compile,
 export, fake tensors, tensor subclasses) see it whole, so what is traced runs the same kernel and gives the same bits.
@@ -19,12 +19,13 @@ import torch
 from torch.autograd import forward_ad
 
 from minigrad_kernels import plain
+from minigrad_kernels.polynomials import MAX_ORDER
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")  # as Triton reads it
 _TRITON_DEVICE = "cpu" if _INTERPRETED else "cuda"  # ROCm's devices are called cuda too
 _functorch = torch._C._functorch
 _is_compiling = torch.compiler.is_compiling
@@ -71,10 +72,10 @@ def _operator(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[P, 
         operator = getattr(torch.ops.minigrad, name)
 
         @functools.wraps(function)
-        def choose(*arguments: P.args, **keywords: P.kwargs) -> R:
+        def choose(*arguments: P.args, **_: P.kwargs) -> R:
             if _are_traced(arguments):
-                return operator(*arguments, **keywords)  # type: ignore[no-any-return]
-            return function(*arguments, **keywords)
+                return operator(*arguments)  # type: ignore[no-any-return]
+            return function(*arguments)  # type: ignore[call-arg]
 
         return choose
 
@@ -96,6 +97,8 @@ def _are_traced(arguments: tuple[Any, ...]) -> bool:
         if kind is torch.Tensor:
             if _functorch.is_functorch_wrapped_tensor(argument) or _functorch.is_legacy_batchedtensor(argument):
                 return True
+            if argument.requires_grad and torch.is_grad_enabled():
+                return True  # to the operator's rule under autograd
         elif argument is not None and kind is not torch.nn.Parameter:
             return True
     return False
@@ -109,6 +112,21 @@ def make_differentiable(name: str, function: Callable[..., Any]) -> None:
         function: takes the operator's arguments and is differentiable in reverse mode.
     """
     _DIFFERENTIABLE[name] = function
+
+
+def _check(tensor: torch.Tensor, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; there are: {', '.join(ACTIVATIONS)}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"a tensor of {tensor.dtype} came: pass one of {', '.join(map(str, DTYPES))}")
+
+
+def _check_bias(x: torch.Tensor, bias: torch.Tensor) -> None:
+    if bias.shape != x.shape[-1:] or x.dim() == 0 or bias.dtype != x.dtype:
+        raise ValueError(
+            f"`bias` is {tuple(bias.shape)} of {bias.dtype} and x is {tuple(x.shape)} of {x.dtype}: "
+            "pass a bias as long as x's last dimension, of x's dtype"
+        )
 
 
 def _autograd_rule(name: str) -> Callable[..., Any]:
@@ -136,7 +154,7 @@ def _autograd_rule(name: str) -> Callable[..., Any]:
     "(Tensor x, Tensor? upstream, str activation, int order) -> Tensor",
     lambda x, upstream, activation, order: torch.empty_like(x),
 )
-def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, order: int) -> torch.Tensor:
+def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, order: int, /) -> torch.Tensor:
     """Return f^(order)(x), times `upstream` unless that is None. Not differentiable.
 
     Args:
@@ -146,6 +164,9 @@ def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, 
         order: 0, the activation itself, to 10.
     Returns: a new tensor of x's shape and dtype, laid out as torch's own function would.
     """
+    _check(x, activation)
+    if not (0 if upstream is None else 1) <= order <= MAX_ORDER:
+        raise ValueError(f"`order` is {order}: pass 0 to {MAX_ORDER}, and with an upstream gradient 1 to {MAX_ORDER}")
     return _path(x).derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
 
 
@@ -154,7 +175,7 @@ def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, 
     lambda v, upstream, x, activation, order: (torch.empty_like(x), torch.empty_like(x)),
 )
 def double_backward(
-    v: torch.Tensor, upstream: torch.Tensor, x: torch.Tensor, activation: str, order: int
+    v: torch.Tensor, upstream: torch.Tensor, x: torch.Tensor, activation: str, order: int, /
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return v f^(order)(x) and v upstream f^(order+1)(x), for 1 <= order <= 9. Not differentiable.
 
@@ -167,6 +188,9 @@ def double_backward(
         activation: "sigmoid" or "tanh".
         order: of the product that is differentiated.
     """
+    _check(x, activation)
+    if not 1 <= order < MAX_ORDER:
+        raise ValueError(f"`order` is {order}: pass 1 to {MAX_ORDER - 1}")
     return _path(x).double_backward(v, upstream, x, activation, order)  # type: ignore[no-any-return]
 
 
@@ -174,7 +198,7 @@ def double_backward(
     "(Tensor upstream, Tensor y, str activation) -> Tensor",
     lambda upstream, y, activation: torch.empty_like(y),
 )
-def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: str) -> torch.Tensor:
+def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: str, /) -> torch.Tensor:
     """Return upstream f'(x) from y = f(x): exact for ReLU, and for the others as inexact as y is rounded.
 
     Not differentiable.
@@ -184,6 +208,7 @@ def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: st
         y: any shape and strides.
         activation: "sigmoid", "tanh" or "relu".
     """
+    _check(y, activation)
     return _path(y).backward_from_output(upstream, y, activation)  # type: ignore[no-any-return]
 
 
@@ -191,7 +216,7 @@ def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: st
     "(Tensor x, Tensor bias, str activation) -> Tensor",
     lambda x, bias, activation: torch.empty_like(x),
 )
-def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str) -> torch.Tensor:
+def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str, /) -> torch.Tensor:
     """Return f(x + bias), rounded once. Not differentiable.
 
     Args:
@@ -199,6 +224,8 @@ def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str) -> tor
         bias: (N,), x's dtype and device.
         activation: "sigmoid", "tanh" or "relu".
     """
+    _check(x, activation)
+    _check_bias(x, bias)
     return _path(x).bias_activation(x, bias, activation)  # type: ignore[no-any-return]
 
 
@@ -207,7 +234,7 @@ def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str) -> tor
     lambda upstream, saved, bias, activation: (torch.empty_like(saved), saved.new_empty(saved.shape[-1:])),
 )
 def bias_activation_backward(
-    upstream: torch.Tensor, saved: torch.Tensor, bias: torch.Tensor | None, activation: str
+    upstream: torch.Tensor, saved: torch.Tensor, bias: torch.Tensor | None, activation: str, /
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of f(x + bias), (..., N) and (N,). Not differentiable.
 
@@ -219,4 +246,7 @@ def bias_activation_backward(
         bias: (N,) or None.
         activation: "sigmoid", "tanh" or "relu".
     """
+    _check(saved, activation)
+    if bias is not None:
+        _check_bias(saved, bias)
     return _path(saved).bias_activation_backward(upstream, saved, bias, activation)  # type: ignore[no-any-return]

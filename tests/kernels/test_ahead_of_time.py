@@ -59,4 +59,6 @@ def test_checks_see_what_they_look_for():
     assert atomic.uses_atomics
     assert not atomic.addresses_are_64_bit
     short = "%9 = tt.addptr %8, %7 : tensor<1024x!tt.ptr<f32>>, tensor<1024xi32>"
+    early = "%1 = arith.muli %0, %c1024_i32 : i32\n" + short.replace("i32>", "i64>")
+    assert not aot.Compiled(ttir=early, assembly="", registers=0, spilled=0).addresses_are_64_bit
     assert not aot.Compiled(ttir=short, assembly="", registers=0, spilled=0).addresses_are_64_bit

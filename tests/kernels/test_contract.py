@@ -132,6 +132,22 @@ def test_sampled_float64_derivatives_agree_with_mpmath(activation, order, device
     assert error.max() <= 1e-13, worst(error, x)
 
 
+@pytest.mark.parametrize("n", [4, 20_000])
+@pytest.mark.parametrize(("activation", "x"), [("tanh", 17.0), ("tanh", -40.0), ("sigmoid", 35.0), ("sigmoid", -85.0)])
+def test_large_gradient_does_not_overflow_on_the_way(activation, x, n, device):
+    x, g = torch.full((n,), x), torch.full((n,), 1e25)
+    expected = g.double() * reference.derivative(activation, x, 1)
+    actual = kernels.derivative(x.to(device), g.to(device), activation, 1).cpu()
+    assert reference.ulp_error(actual, expected).max() <= 8
+
+
+def test_product_of_two_large_gradients_does_not_overflow_on_the_way(device):
+    x, g = torch.full((4,), 40.0), torch.full((4,), 1e25)
+    _, dx = kernels.double_backward(g.to(device), g.to(device), x.to(device), "tanh", 1)
+    expected = g.double() ** 2 * reference.derivative("tanh", x, 2)
+    torch.testing.assert_close(dx.cpu().double(), expected, rtol=4e-6, atol=0)
+
+
 def test_large_gradient_meets_small_derivative_without_loss(device):
     if kernels.path_for(device) == "plain":
         pytest.skip("the plain path multiplies by a derivative that may be subnormal")

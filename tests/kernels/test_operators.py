@@ -65,6 +65,7 @@ def test_fake_tensors_get_shapes_and_strides_without_memory():
         ("bias_activation", lambda x: (x, x[0].clone(), "relu")),
         ("bias_activation_backward", lambda x: (x, x, x[0].clone(), "tanh")),
         ("bias_activation_backward", lambda x: (x, x, None, "relu")),
+        ("bias_activation_backward", lambda x: (x[0], x[0], x[0].clone(), "tanh")),
     ],
     ids=lambda a: a[0],
 )
@@ -87,3 +88,21 @@ def test_operator_is_exact_in_reverse_mode_once_minigrad_is_there_and_refuses_th
         torch.func.grad(lambda x: torch.ops.minigrad.derivative(x, None, "tanh", 0).sum())(x.detach())
     with pytest.raises(RuntimeError):
         torch.func.jvp(lambda x: torch.ops.minigrad.derivative(x, None, "tanh", 0), (x.detach(),), (x.detach(),))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: kernels.derivative(x, None, "gelu", 0),
+        lambda x: kernels.derivative(x, None, "tanh", 11),
+        lambda x: kernels.derivative(x, None, "tanh", -1),
+        lambda x: kernels.derivative(x, x, "tanh", 0),
+        lambda x: kernels.double_backward(x, x, x, "tanh", 10),
+        lambda x: kernels.bias_activation(x, x[0, :2], "tanh"),
+        lambda x: kernels.bias_activation_backward(x, x, x[0, :2], "tanh"),
+        lambda x: kernels.derivative(x.long(), None, "tanh", 0),
+    ],
+)
+def test_kernels_refuse_what_they_do_not_compute(call, device):
+    with pytest.raises((TypeError, ValueError), match=r"pass|there are"):
+        call(torch.randn(4, 6, device=device))

@@ -242,3 +242,12 @@ def test_cuda_graph_replays_forward_and_backward_with_eagers_bits(activation):
                 target.copy_(source)
         graph.replay()
         assert all(torch.equal(a, e) for a, e in zip(captured, step(*fresh), strict=True))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_of_a_row_and_its_bias_are_two_tensors(create_graph, device):
+    x, bias = (torch.randn(5, device=device, requires_grad=True) for _ in range(2))
+    y = minigrad.bias_activation(x, bias, "tanh").sum()
+    dx, db = torch.autograd.grad(y, (x, bias), create_graph=create_graph)
+    assert dx.data_ptr() != db.data_ptr()
+    assert torch.equal(dx, db)

@@ -255,3 +255,18 @@ def test_batched_upstream_gradients_give_jacobian_and_hessian(name, device):
         return jacobian, torch.autograd.grad(gradient, x, identity, is_grads_batched=True)[0]
 
     close(matrices(FUNCTIONS[name][0]), matrices(FUNCTIONS[name][1]))
+
+
+def test_forward_over_reverse_does_not_overflow_in_half_precision(device):
+    x = torch.full((1,), 4.0, dtype=torch.float16, device=device)
+    large = torch.full_like(x, 300.0)
+    _, tangent = torch.func.jvp(lambda x: torch.func.vjp(minigrad.tanh, x)[1](large)[0], (x,), (large,))
+    expected = 300.0 * 300.0 * reference.derivative("tanh", x.cpu(), 2)
+    torch.testing.assert_close(tangent.cpu().double(), expected, rtol=1e-3, atol=0)
+
+
+def test_relus_highest_derivative_has_a_forward_mode(device):
+    x = torch.tensor([-1.0, 2.0], device=device)
+    value, tangent = torch.func.jvp(lambda x: minigrad.derivative("relu", x, 10), (x,), (x,))
+    assert not value.any()
+    assert not tangent.any()
