@@ -20,6 +20,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -114,9 +115,9 @@ def host() -> Iterator[Row]:
     for activation in ACTIVATIONS:
         check(activation, x)
         ours, theirs = getattr(minigrad, activation), getattr(torch, activation)
-        times = compare(lambda: ours(x), lambda: theirs(x), repeats=41, calls=500)  # noqa: B023
+        times = compare(partial(ours, x), partial(theirs, x), repeats=41, calls=500)
         yield row("host", f"{activation}, forward, nothing recorded", times, "<= 3")
-        times = compare(lambda: ours(leaf), lambda: theirs(leaf), repeats=41, calls=500)  # noqa: B023
+        times = compare(partial(ours, leaf), partial(theirs, leaf), repeats=41, calls=500)
         yield row("host", f"{activation}, forward, recorded", times, "")
         times = compare(there_and_back(ours, leaf, g), there_and_back(theirs, leaf, g), repeats=41, calls=200)
         yield row("host", f"{activation}, forward and backward", times, "<= 2")
@@ -147,7 +148,8 @@ def derivative() -> Iterator[Row]:
     for order, bound in ((1, ""), (3, ""), (6, ">= 100")):
         torch.testing.assert_close(minigrad.derivative("tanh", x, order), nested(order), rtol=1e-6, atol=1e-7)
         repeats, calls = (9, 3) if order == 6 else (15, 20)  # several calls in a row, so that both sides are warm
-        times = compare(lambda: minigrad.derivative("tanh", x, order), lambda: nested(order), repeats, calls)  # noqa: B023
+        ours, theirs = partial(minigrad.derivative, "tanh", x, order), partial(nested, order)
+        times = compare(ours, theirs, repeats, calls)
         yield row("derivative", f"tanh, order {order}: speed-up", times, bound, inverse=True)
 
 
