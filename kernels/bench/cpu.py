@@ -202,10 +202,8 @@ def main() -> None:
     for section in arguments.sections:
         for r in SECTIONS[section]():
             spread = f"{r.low:.2f} to {r.high:.2f}"
-            missed = "" if r.reached else "  missed"
-            print(
-                f"{r.section:11} {r.case:38} {r.ours:11.1f} {r.theirs:11.1f} {r.ratio:8.2f}  {spread:16} {r.bound}{missed}"
-            )
+            bound = r.bound if r.reached else f"{r.bound}  missed"
+            print(f"{r.section:11} {r.case:38} {r.ours:11.1f} {r.theirs:11.1f} {r.ratio:8.2f}  {spread:16} {bound}")
             rows.append(r)
     if arguments.write:
         write(rows, conditions(arguments.threads))
