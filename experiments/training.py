@@ -11,6 +11,7 @@ from minigrad.progress import progress
 from minigrad.rules import RULES
 from minigrad.run import Run
 from minigrad.trainer import NonFiniteError, Record, Trainer
+from minigrad_kernels import ACTIVATIONS
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_one_of("activation", self.activation, ["sigmoid", "tanh", "relu"])
+        check_one_of("activation", self.activation, ACTIVATIONS)
         check_positive("learning_rate", self.learning_rate)
         check_at_least("batch_size", self.batch_size, 1)
         check_at_least("epochs", self.epochs, 1)
@@ -59,7 +60,7 @@ def run(config: Config, run: Run) -> str:
         reports = zip(record.loss.tolist(), record.gradient_norm.tolist(), strict=True)
         for step, (loss, norm) in enumerate(reports, record.first_step):
             run.scalars(step, {"train/loss": loss, "gradient_norm": norm, "learning_rate": config.learning_rate})
-        run.steps = trainer.steps
+        run.steps = record.first_step + len(record.loss)
 
     with progress(total) as report:
         judge()

@@ -43,7 +43,7 @@ class Derivative(Function):
             x = output
         ctx.activation, ctx.order = activation, order
         ctx.save_for_backward(x, upstream)
-        if forward_mode_is_active():
+        if transforms_are_active():
             ctx.save_for_forward(x, upstream)
 
     @staticmethod
@@ -112,7 +112,7 @@ def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) 
     if torch.compiler.is_compiling():
         return _traced_derivative(x, upstream, activation, order)
     recorded = torch.is_grad_enabled() and (x.requires_grad or (upstream is not None and upstream.requires_grad))
-    if recorded or forward_mode_is_active():
+    if recorded or transforms_are_active():
         return Derivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
     return kernels.derivative(x, upstream, activation, order)
 
@@ -137,7 +137,7 @@ def _derivative_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         dx = derivative(x, v, activation, _next(order, activation))
     elif not for_x:
         dg = derivative(x, v, activation, order)
-    elif in_plain_reverse_mode() and activation != "relu" and order < kernels.MAX_ORDER:
+    elif not transforms_are_active() and activation != "relu" and order < kernels.MAX_ORDER:
         dg, dx = DoubleBackward.apply(v, upstream, x, activation, order)
     else:
         dg = derivative(x, v, activation, order) if for_upstream else None
@@ -233,7 +233,7 @@ class BiasActivation(Function):
 
 def saving_output(x: Tensor, activation: str) -> Tensor:
     """Return f(x) of sigmoid or tanh, saving the output where reverse mode alone is at work."""
-    if in_plain_reverse_mode() and not torch.compiler.is_exporting():
+    if not transforms_are_active() and not torch.compiler.is_exporting():
         return SavingOutput.apply(x, activation)  # type: ignore[no-any-return]
     return derivative(x, None, activation, 0)
 
@@ -242,7 +242,7 @@ def bias_activation(x: Tensor, bias: Tensor, activation: str, save: str = "input
     """Return f(x + bias), differentiable any way PyTorch knows; fused where reverse mode alone is at work."""
     if torch.compiler.is_exporting():
         return torch.ops.minigrad.bias_activation(x, bias, activation)  # type: ignore[no-any-return]
-    if in_plain_reverse_mode():
+    if not transforms_are_active():
         return BiasActivation.apply(x, bias, activation, save)  # type: ignore[no-any-return]
     return derivative(widen(x) + widen(bias), None, activation, 0).to(x.dtype)
 
@@ -259,14 +259,9 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def forward_mode_is_active() -> bool:
-    """Return whether a level of forward-mode differentiation is open, where tensors may carry tangents."""
+def transforms_are_active() -> bool:
+    """Return whether a transform of torch.func or a level of forward mode is at work: more than plain reverse mode."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-
-
-def in_plain_reverse_mode() -> bool:
-    """Return whether neither torch.func nor forward mode is at work."""
-    return not forward_mode_is_active()
 
 
 kernels.make_differentiable("derivative", TracedDerivative.apply)
