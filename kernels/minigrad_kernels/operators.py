@@ -23,6 +23,7 @@ from minigrad_kernels.polynomials import MAX_ORDER
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_ACCEPTED = frozenset(DTYPES)
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")  # as Triton reads it
@@ -117,7 +118,7 @@ def make_differentiable(name: str, function: Callable[..., Any]) -> None:
 def _check(tensor: torch.Tensor, activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; there are: {', '.join(ACTIVATIONS)}")
-    if tensor.dtype not in DTYPES:
+    if tensor.dtype not in _ACCEPTED:
         raise TypeError(f"a tensor of {tensor.dtype} came: pass one of {', '.join(map(str, DTYPES))}")
 
 

@@ -1,15 +1,18 @@
 """The same operations in plain PyTorch, for every device that has no Triton kernel.
 
 The first derivatives come from a sigmoid of a negative number, which is small where they are and accurate relative to
-itself down to the last subnormal:
+itself:
 
     sigmoid'(x) = y (1 - y), y = sigmoid(-|x|),        tanh'(x) = 4 y (1 - y), y = sigmoid(-2|x|).
 
-`softplus_backward(1, v, b)` is sigmoid(b v) and `sigmoid_backward(g, y)` is g (1 - y) y, each in one pass over memory.
-Higher orders evaluate the polynomials of `polynomials` in sech^2. Half types are computed in float32 and rounded once.
+and `sigmoid_backward(g, y)` is g (1 - y) y in one pass over memory. Higher orders evaluate the polynomials of
+`polynomials` in sech^2. Half types are computed in float32 and rounded once. A first derivative too small for a normal
+number of the dtype that it is computed in may come out as 0, except in the half types.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -32,9 +35,12 @@ def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, 
         return torch.tanh(x)
     wide = _widen(x)
     if order == 0:
-        return torch.sigmoid(x) if wide is x else _sigmoid_into(torch.empty_like(wide), wide, 1.0).to(x.dtype)
+        return torch.sigmoid(x) if wide is x else _sigmoid_with_subnormals_(wide).to(x.dtype)
     g = _ones(wide) if upstream is None else _widen(upstream)
-    result = _first_derivative(wide, g, activation) if order == 1 else _higher_derivative(wide, g, activation, order)
+    if order > 1:
+        result = _higher_derivative(wide, g, activation, order)
+    else:
+        result = _first_derivative(wide, g, activation, torch.sigmoid_ if wide is x else _sigmoid_with_subnormals_)
     return result if wide is x else result.to(x.dtype)
 
 
@@ -83,9 +89,13 @@ def _relu_derivative(x: torch.Tensor, upstream: torch.Tensor | None, order: int)
     return backward_from_output(_ones(x) if upstream is None else upstream, x, "relu")  # relu(x) > 0 where x > 0
 
 
-def _first_derivative(x: torch.Tensor, upstream: torch.Tensor, activation: str) -> torch.Tensor:
+def _first_derivative(
+    x: torch.Tensor, upstream: torch.Tensor, activation: str, sigmoid_: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     y = torch.copysign(x, -1.0)  # -|x| in one pass; all else happens in its memory, and in x's layout
-    _sigmoid_into(y, y, 2.0 if activation == "tanh" else 1.0)
+    if activation == "tanh":
+        y.mul_(2.0)
+    sigmoid_(y)
     sigmoid_backward.grad_input(upstream, y, grad_input=y)
     return y.mul_(4.0) if activation == "tanh" else y
 
@@ -106,9 +116,9 @@ def _higher_derivative(x: torch.Tensor, upstream: torch.Tensor, activation: str,
     return value.mul_(upstream).mul_(half_sech)  # between the two factors: a large gradient meets a small one in time
 
 
-def _sigmoid_into(result: torch.Tensor, x: torch.Tensor, slope: float) -> torch.Tensor:
-    """Write sigmoid(slope * x) to `result`, which may be x; unlike torch.sigmoid's, its subnormal values are right."""
-    return softplus_backward.grad_input(_ones(x), x, slope, _ONE_BEYOND, grad_input=result)  # type: ignore[no-any-return]
+def _sigmoid_with_subnormals_(x: torch.Tensor) -> torch.Tensor:
+    """Apply sigmoid in place, with the subnormal results that torch.sigmoid_ makes 0 and bfloat16 can hold."""
+    return softplus_backward.grad_input(_ones(x), x, 1.0, _ONE_BEYOND, grad_input=x)  # type: ignore[no-any-return]
 
 
 def _laid_out_as(result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
