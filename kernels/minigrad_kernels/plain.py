@@ -20,7 +20,8 @@ from minigrad_kernels.polynomials import scaled_polynomial
 
 # The derivatives that torch itself calls.
 sigmoid_backward = torch.ops.aten.sigmoid_backward
-softplus_backward = torch.ops.aten.softplus_backward
+sigmoid_backward_into = torch.ops.aten.sigmoid_backward.grad_input
+softplus_backward_into = torch.ops.aten.softplus_backward.grad_input
 tanh_backward = torch.ops.aten.tanh_backward
 threshold_backward = torch.ops.aten.threshold_backward
 
@@ -96,7 +97,7 @@ def _first_derivative(
     if activation == "tanh":
         y.mul_(2.0)
     sigmoid_(y)
-    sigmoid_backward.grad_input(upstream, y, grad_input=y)
+    sigmoid_backward_into(upstream, y, grad_input=y)
     return y.mul_(4.0) if activation == "tanh" else y
 
 
@@ -118,7 +119,7 @@ def _higher_derivative(x: torch.Tensor, upstream: torch.Tensor, activation: str,
 
 def _sigmoid_with_subnormals_(x: torch.Tensor) -> torch.Tensor:
     """Apply sigmoid in place, with the subnormal results that torch.sigmoid_ makes 0 and bfloat16 can hold."""
-    return softplus_backward.grad_input(_ones(x), x, 1.0, _ONE_BEYOND, grad_input=x)  # type: ignore[no-any-return]
+    return softplus_backward_into(_ones(x), x, 1.0, _ONE_BEYOND, grad_input=x)  # type: ignore[no-any-return]
 
 
 def _laid_out_as(result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
