@@ -95,13 +95,14 @@ def _are_traced(arguments: tuple[Any, ...]) -> bool:
         kind = type(argument)
         if kind is str:  # the tensors stand before the activation's name
             return False
-        if kind is torch.Tensor:
-            if _functorch.is_functorch_wrapped_tensor(argument) or _functorch.is_legacy_batchedtensor(argument):
-                return True
-            if argument.requires_grad and torch.is_grad_enabled():
-                return True  # to the operator's rule under autograd
-        elif argument is not None and kind is not torch.nn.Parameter:
+        if argument is None:
+            continue
+        if kind is not torch.Tensor and kind is not torch.nn.Parameter:
             return True
+        if _functorch.is_functorch_wrapped_tensor(argument) or _functorch.is_legacy_batchedtensor(argument):
+            return True
+        if argument.requires_grad and torch.is_grad_enabled():
+            return True  # to the operator's rule under autograd
     return False
 
 

@@ -106,3 +106,10 @@ def test_operator_is_exact_in_reverse_mode_once_minigrad_is_there_and_refuses_th
 def test_kernels_refuse_what_they_do_not_compute(call, device):
     with pytest.raises((TypeError, ValueError), match=r"pass|there are"):
         call(torch.randn(4, 6, device=device))
+
+
+@pytest.mark.parametrize("make", [lambda x: x.requires_grad_(), torch.nn.Parameter], ids=["leaf", "parameter"])
+def test_kernel_called_where_autograd_records_gives_the_exact_gradient(make, device):
+    x = make(torch.full((3,), 20.0, device=device))  # where torch's gradient is 0
+    (dx,) = torch.autograd.grad(kernels.derivative(x, None, "tanh", 0).sum(), x)
+    torch.testing.assert_close(dx, 4 * torch.exp(-2 * x.detach()))
