@@ -28,13 +28,13 @@ from torch.autograd import Function, forward_ad
 
 import minigrad_kernels as kernels
 
+_in_torch_func = torch._C._are_functorch_transforms_active
+
 
 class Derivative(Function):
     """f^(order)(x), times `upstream` unless that is None: differentiable any way PyTorch knows, to the tenth order."""
 
-    @staticmethod
-    def forward(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
-        return kernels.derivative(x, upstream, activation, order)
+    forward = staticmethod(kernels.derivative)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -75,12 +75,9 @@ class Derivative(Function):
             upstream = upstream.expand_as(x) if in_dims[1] is None else upstream.movedim(in_dims[1], 0)
         return derivative(x, upstream, activation, order), 0
 
-    @classmethod
-    def apply(cls, *arguments: Any) -> Any:
-        """Apply without binding a signature first, which `Function.apply` does for torch.func, and is slow."""
-        if torch._C._are_functorch_transforms_active():
-            return super().apply(*arguments)
-        return super(Function, cls).apply(*arguments)  # type: ignore[misc]
+
+# Function.apply binds a signature on every call, which only torch.func needs, and which takes as long as all the rest.
+_apply_outside_transforms = super(Function, Derivative).apply
 
 
 class TracedDerivative(Function):
@@ -111,16 +108,18 @@ def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) 
         )
     if torch.compiler.is_compiling():
         return _traced_derivative(x, upstream, activation, order)
-    recorded = torch.is_grad_enabled() and (x.requires_grad or (upstream is not None and upstream.requires_grad))
-    if recorded or transforms_are_active():
+    if _in_torch_func():
         return Derivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
+    recorded = torch.is_grad_enabled() and (x.requires_grad or (upstream is not None and upstream.requires_grad))
+    if recorded or forward_ad._current_level >= 0:
+        return _apply_outside_transforms(x, upstream, activation, order)  # type: ignore[no-any-return]
     return kernels.derivative(x, upstream, activation, order)
 
 
 def _traced_derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
     if torch.compiler.is_exporting():
         return torch.ops.minigrad.derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
-    if torch._C._are_functorch_transforms_active():
+    if _in_torch_func():
         from minigrad.eager import in_eager_mode
 
         return in_eager_mode(Derivative.apply, x, upstream, activation, order)  # type: ignore[no-any-return]
@@ -131,11 +130,11 @@ def _derivative_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of `Derivative` for x and `upstream`, and None for what is no tensor."""
     x, upstream = ctx.saved_tensors
     activation, order = ctx.activation, ctx.order
+    if upstream is None:
+        return derivative(x, v, activation, _next(order, activation)), None, None, None
     for_x, for_upstream = ctx.needs_input_grad[:2]
     dx = dg = None
-    if upstream is None:
-        dx = derivative(x, v, activation, _next(order, activation))
-    elif not for_x:
+    if not for_x:
         dg = derivative(x, v, activation, order)
     elif not transforms_are_active() and activation != "relu" and order < kernels.MAX_ORDER:
         dg, dx = DoubleBackward.apply(v, upstream, x, activation, order)
@@ -261,7 +260,7 @@ def widen(tensor: Tensor) -> Tensor:
 
 def transforms_are_active() -> bool:
     """Return whether a transform of torch.func or a level of forward mode is at work: more than plain reverse mode."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return forward_ad._current_level >= 0 or _in_torch_func()
 
 
 kernels.make_differentiable("derivative", TracedDerivative.apply)

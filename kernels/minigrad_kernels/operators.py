@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -28,13 +28,16 @@ _ACCEPTED = frozenset(DTYPES)
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")  # as Triton reads it
 _TRITON_DEVICE = "cpu" if _INTERPRETED else "cuda"  # ROCm's devices are called cuda too
-_functorch = torch._C._functorch
+# Bound once: looking each up through its module costs as much as calling it.
 _is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_n_dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_functorch_wrapper = torch._C._functorch.is_functorch_wrapped_tensor
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 _LIBRARY = torch.library.Library("minigrad", "DEF")
 _DIFFERENTIABLE: dict[str, Callable[..., Any]] = {}
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def path_for(device: torch.device | str) -> str:
@@ -46,17 +49,12 @@ def path_for(device: torch.device | str) -> str:
     return "triton" if _HAS_TRITON and torch.device(device).type == _TRITON_DEVICE else "plain"
 
 
-def _path(x: torch.Tensor) -> Any:
-    on_triton = x.is_cpu if _INTERPRETED else x.is_cuda  # far cheaper than x.device.type
-    return _triton_path() if _HAS_TRITON and on_triton else plain
-
-
 @functools.cache
 def _triton_path() -> Any:
     return importlib.import_module("minigrad_kernels.triton_path")  # only now: importing Triton takes a while
 
 
-def _operator(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def _operator(schema: str, shapes: Callable[..., Any]) -> Callable[[F], F]:
     """Define torch.ops.minigrad.<name> from a function, and send traced tensors through it.
 
     Args:
@@ -64,44 +62,41 @@ def _operator(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[P, 
         shapes: the function on fake tensors.
     """
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(function: F) -> F:
         name = function.__name__
         _LIBRARY.define(name + schema)
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         _LIBRARY.impl(name, _autograd_rule(name), "Autograd", with_keyset=True)
         torch.library.register_fake(f"minigrad::{name}", shapes, lib=_LIBRARY)
         operator = getattr(torch.ops.minigrad, name)
+        n_tensors = schema.count("Tensor", 0, schema.index("->"))
 
         @functools.wraps(function)
-        def choose(*arguments: P.args, **_: P.kwargs) -> R:
-            if _are_traced(arguments):
-                return operator(*arguments)  # type: ignore[no-any-return]
-            return function(*arguments)  # type: ignore[call-arg]
+        def choose(*arguments: Any) -> Any:
+            return operator(*arguments) if _are_traced(arguments[:n_tensors]) else function(*arguments)
 
-        return choose
+        return cast(F, choose)
 
     return decorate
 
 
-def _are_traced(arguments: tuple[Any, ...]) -> bool:
-    """Return whether an argument is not simply memory: a tracer's, a subclass's, or a wrapper's that torch.func left.
+def _are_traced(tensors: tuple[Any, ...]) -> bool:
+    """Return whether a tensor is not simply memory: a tracer's, a subclass's, or a wrapper's that torch.func left.
 
     Such wrappers are plain `Tensor`s to Python: those of a transform that has ended, as in the function that
     `torch.func.vjp` returns, and the batched ones of `torch.autograd.grad(..., is_grads_batched=True)`.
     """
-    if _is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if _is_compiling() or _n_dispatch_modes() > 0:
         return True
-    for argument in arguments:
-        kind = type(argument)
-        if kind is str:  # the tensors stand before the activation's name
-            return False
-        if argument is None:
+    for tensor in tensors:
+        if tensor is None:
             continue
+        kind = type(tensor)
         if kind is not torch.Tensor and kind is not torch.nn.Parameter:
             return True
-        if _functorch.is_functorch_wrapped_tensor(argument) or _functorch.is_legacy_batchedtensor(argument):
+        if _is_functorch_wrapper(tensor) or _is_legacy_batched(tensor):
             return True
-        if argument.requires_grad and torch.is_grad_enabled():
+        if tensor.requires_grad and _is_grad_enabled():
             return True  # to the operator's rule under autograd
     return False
 
@@ -116,11 +111,14 @@ def make_differentiable(name: str, function: Callable[..., Any]) -> None:
     _DIFFERENTIABLE[name] = function
 
 
-def _check(tensor: torch.Tensor, activation: str) -> None:
+def _path(x: torch.Tensor, activation: str) -> Any:
+    """Return the module that computes on x, once x and the activation are such that it can."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; there are: {', '.join(ACTIVATIONS)}")
-    if tensor.dtype not in _ACCEPTED:
-        raise TypeError(f"a tensor of {tensor.dtype} came: pass one of {', '.join(map(str, DTYPES))}")
+    if x.dtype not in _ACCEPTED:
+        raise TypeError(f"a tensor of {x.dtype} came: pass one of {', '.join(map(str, DTYPES))}")
+    on_triton = x.is_cpu if _INTERPRETED else x.is_cuda  # far cheaper than x.device.type
+    return _triton_path() if _HAS_TRITON and on_triton else plain
 
 
 def _check_bias(x: torch.Tensor, bias: torch.Tensor) -> None:
@@ -136,7 +134,7 @@ def _autograd_rule(name: str) -> Callable[..., Any]:
 
     def rule(keyset: Any, *arguments: Any) -> Any:
         tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
-        recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        recorded = _is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         in_forward_mode = any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
         if recorded and not in_forward_mode and name in _DIFFERENTIABLE:
             return _DIFFERENTIABLE[name](*arguments)
@@ -166,10 +164,10 @@ def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, 
         order: 0, the activation itself, to 10.
     Returns: a new tensor of x's shape and dtype, laid out as torch's own function would.
     """
-    _check(x, activation)
+    path = _path(x, activation)
     if not (0 if upstream is None else 1) <= order <= MAX_ORDER:
         raise ValueError(f"`order` is {order}: pass 0 to {MAX_ORDER}, and with an upstream gradient 1 to {MAX_ORDER}")
-    return _path(x).derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
+    return path.derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
 
 
 @_operator(
@@ -190,10 +188,10 @@ def double_backward(
         activation: "sigmoid" or "tanh".
         order: of the product that is differentiated.
     """
-    _check(x, activation)
+    path = _path(x, activation)
     if not 1 <= order < MAX_ORDER:
         raise ValueError(f"`order` is {order}: pass 1 to {MAX_ORDER - 1}")
-    return _path(x).double_backward(v, upstream, x, activation, order)  # type: ignore[no-any-return]
+    return path.double_backward(v, upstream, x, activation, order)  # type: ignore[no-any-return]
 
 
 @_operator(
@@ -210,8 +208,8 @@ def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: st
         y: any shape and strides.
         activation: "sigmoid", "tanh" or "relu".
     """
-    _check(y, activation)
-    return _path(y).backward_from_output(upstream, y, activation)  # type: ignore[no-any-return]
+    path = _path(y, activation)
+    return path.backward_from_output(upstream, y, activation)  # type: ignore[no-any-return]
 
 
 @_operator(
@@ -226,9 +224,9 @@ def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str, /) -> 
         bias: (N,), x's dtype and device.
         activation: "sigmoid", "tanh" or "relu".
     """
-    _check(x, activation)
+    path = _path(x, activation)
     _check_bias(x, bias)
-    return _path(x).bias_activation(x, bias, activation)  # type: ignore[no-any-return]
+    return path.bias_activation(x, bias, activation)  # type: ignore[no-any-return]
 
 
 @_operator(
@@ -248,7 +246,7 @@ def bias_activation_backward(
         bias: (N,) or None.
         activation: "sigmoid", "tanh" or "relu".
     """
-    _check(saved, activation)
+    path = _path(saved, activation)
     if bias is not None:
         _check_bias(saved, bias)
-    return _path(saved).bias_activation_backward(upstream, saved, bias, activation)  # type: ignore[no-any-return]
+    return path.bias_activation_backward(upstream, saved, bias, activation)  # type: ignore[no-any-return]

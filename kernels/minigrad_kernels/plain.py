@@ -12,6 +12,7 @@ number of the dtype that it is computed in may come out as 0, except in the half
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -37,10 +38,10 @@ def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, 
     wide = _widen(x)
     if order == 0:
         return torch.sigmoid(x) if wide is x else _sigmoid_with_subnormals_(wide).to(x.dtype)
-    g = _ones(wide) if upstream is None else _widen(upstream)
     if order > 1:
-        result = _higher_derivative(wide, g, activation, order)
+        result = _higher_derivative(wide, None if upstream is None else _widen(upstream), activation, order)
     else:
+        g = _ones(wide) if upstream is None else _widen(upstream)
         result = _first_derivative(wide, g, activation, torch.sigmoid_ if wide is x else _sigmoid_with_subnormals_)
     return result if wide is x else result.to(x.dtype)
 
@@ -93,28 +94,34 @@ def _relu_derivative(x: torch.Tensor, upstream: torch.Tensor | None, order: int)
 def _first_derivative(
     x: torch.Tensor, upstream: torch.Tensor, activation: str, sigmoid_: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    y = torch.copysign(x, -1.0)  # -|x| in one pass; all else happens in its memory, and in x's layout
+    y = torch.copysign(x, _constant(-1.0, x.dtype, x.device))  # -|x| in one pass; all else happens in its memory
     if activation == "tanh":
-        y.mul_(2.0)
+        y.add_(y)
     sigmoid_(y)
     sigmoid_backward_into(upstream, y, grad_input=y)
-    return y.mul_(4.0) if activation == "tanh" else y
+    return y.mul_(_constant(4.0, x.dtype, x.device)) if activation == "tanh" else y
 
 
-def _higher_derivative(x: torch.Tensor, upstream: torch.Tensor, activation: str, order: int) -> torch.Tensor:
+def _higher_derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, order: int) -> torch.Tensor:
     u = x if activation == "tanh" else 0.5 * x
     half_sech = torch.exp(u)
-    scratch = half_sech.reciprocal()  # three buffers for all: fresh memory costs more than the arithmetic
-    half_sech.add_(scratch).reciprocal_()  # 1 / (e^u + e^-u), in a third of the time of 1 / cosh(u)
-    quarter_s = torch.square(half_sech, out=scratch)
+    value = half_sech.reciprocal()  # three buffers for all: fresh memory costs more than the arithmetic
+    half_sech.add_(value).reciprocal_()  # 1 / (e^u + e^-u), in a third of the time of 1 / cosh(u)
+    quarter_s = torch.square(half_sech)
     coefficients = [c * 4.0 ** (power + 1) for power, c in enumerate(scaled_polynomial(activation, order))]
-    value = torch.full_like(u, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        value.mul_(quarter_s).add_(coefficient)
-    value.mul_(half_sech)
+    highest, *others = (_constant(c, x.dtype, x.device) for c in reversed(coefficients))
+    if others:
+        torch.addcmul(others[0], quarter_s, highest, out=value)
+        for coefficient in others[1:]:
+            torch.addcmul(coefficient, value, quarter_s, out=value)
+        value.mul_(half_sech)
+    else:
+        torch.mul(half_sech, highest, out=value)
     if order % 2 == 0:
-        value.mul_(torch.tanh(u, out=scratch))
-    return value.mul_(upstream).mul_(half_sech)  # between the two factors: a large gradient meets a small one in time
+        value.mul_(torch.tanh(u, out=quarter_s))
+    if upstream is not None:
+        value.mul_(upstream)
+    return value.mul_(half_sech)  # after the gradient: a large one meets the small factor in time
 
 
 def _sigmoid_with_subnormals_(x: torch.Tensor) -> torch.Tensor:
@@ -130,8 +137,14 @@ def _laid_out_as(result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return result if result.stride() == layout.stride() else layout.copy_(result)
 
 
+@functools.cache
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return a number as a tensor, which torch makes of it in every operation, at the price of another operation."""
+    return torch.full((), value, dtype=dtype, device=device)
+
+
 def _ones(x: torch.Tensor) -> torch.Tensor:
-    return x.new_ones(()).expand_as(x)
+    return _constant(1.0, x.dtype, x.device).expand_as(x)
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:
