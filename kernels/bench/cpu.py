@@ -22,10 +22,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import minigrad
+from minigrad_kernels import plain
 
 RESULTS = Path(__file__).parent / "results"
 ACTIVATIONS = ("tanh", "sigmoid", "relu")
@@ -108,6 +110,23 @@ def there_and_back(
     return run
 
 
+def bare_function(forward_of_torch: Callable[[torch.Tensor], torch.Tensor], activation: str) -> Callable[..., Any]:
+    """Return the cheapest Function with the arithmetic of minigrad's backward pass: no check, no choice, one order."""
+
+    class Bare(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(x)
+            return forward_of_torch(x)
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+            (x,) = ctx.saved_tensors
+            return plain.derivative(x, g, activation, 1)
+
+    return Bare.apply
+
+
 def host() -> Iterator[Row]:
     """Host cost on 16 elements, where the arithmetic is nothing."""
     x, g = torch.randn(16), torch.ones(16)
@@ -121,6 +140,9 @@ def host() -> Iterator[Row]:
         yield row("host", f"{activation}, forward, recorded", times, "")
         times = compare(there_and_back(ours, leaf, g), there_and_back(theirs, leaf, g), repeats=41, calls=200)
         yield row("host", f"{activation}, forward and backward", times, "<= 2")
+        bare = bare_function(theirs, activation)
+        times = compare(there_and_back(bare, leaf, g), there_and_back(theirs, leaf, g), repeats=41, calls=200)
+        yield row("host", f"{activation}, the same in a bare Function", times, "")
 
 
 def bandwidth() -> Iterator[Row]:

@@ -26,6 +26,7 @@ softplus_backward_into = torch.ops.aten.softplus_backward.grad_input
 tanh_backward = torch.ops.aten.tanh_backward
 threshold_backward = torch.ops.aten.threshold_backward
 
+_HALF_TYPES = (torch.float16, torch.bfloat16)
 _ONE_BEYOND = 40.0  # sigmoid(40) rounds to 1 in float64
 
 
@@ -35,15 +36,16 @@ def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, 
         return _relu_derivative(x, upstream, order)
     if order == 0 and activation == "tanh":
         return torch.tanh(x)
-    wide = _widen(x)
+    half = x.dtype in _HALF_TYPES
     if order == 0:
-        return torch.sigmoid(x) if wide is x else _sigmoid_with_subnormals_(wide).to(x.dtype)
+        return _sigmoid_with_subnormals_(x.float()).to(x.dtype) if half else torch.sigmoid(x)
+    wide, g = (_widen(x), None if upstream is None else _widen(upstream)) if half else (x, upstream)
     if order > 1:
-        result = _higher_derivative(wide, None if upstream is None else _widen(upstream), activation, order)
+        result = _higher_derivative(wide, g, activation, order)
     else:
-        g = _ones(wide) if upstream is None else _widen(upstream)
-        result = _first_derivative(wide, g, activation, torch.sigmoid_ if wide is x else _sigmoid_with_subnormals_)
-    return result if wide is x else result.to(x.dtype)
+        g = _ones(wide) if g is None else g
+        result = _first_derivative(wide, g, activation, _sigmoid_with_subnormals_ if half else torch.sigmoid_)
+    return result.to(x.dtype) if half else result
 
 
 def double_backward(
@@ -148,4 +150,4 @@ def _ones(x: torch.Tensor) -> torch.Tensor:
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return tensor.float() if tensor.dtype in _HALF_TYPES else tensor
