@@ -110,7 +110,8 @@ def specializations(orders: Iterable[int] = range(MAX_ORDER + 1)) -> Iterator[Sp
     for dtype, itemsize in ITEMSIZE.items():
         for activation in ("sigmoid", "tanh", "relu"):
             yield from _derivatives(dtype, itemsize, activation, orders)
-            yield _from_output(dtype, itemsize, activation)
+            yield _from_output(dtype, itemsize, activation, expanded=False)
+            yield _from_output(dtype, itemsize, activation, expanded=True)
             yield from _with_bias(dtype, itemsize, activation)
         yield _column_sum(dtype)
 
@@ -138,32 +139,39 @@ def _derivatives(dtype: str, itemsize: int, activation: str, orders: Iterable[in
                 bytes_stored=elementwise.BYTES_PER_PROGRAM,
             )
         if activation != "relu" and 1 <= order < MAX_ORDER:
-            yield _double_backward(dtype, itemsize, activation, order)
+            for expanded in ("", "v", "g", "vg") if order == 1 else ("",):
+                yield _double_backward(dtype, itemsize, activation, order, expanded)
 
 
-def _double_backward(dtype: str, itemsize: int, activation: str, order: int) -> Specialization:
+def _double_backward(dtype: str, itemsize: int, activation: str, order: int, expanded: str) -> Specialization:
+    suffix = f", {' and '.join(expanded)} expanded" if expanded else ""
     return Specialization(
-        name=f"{activation} double backward of order {order}",
+        name=f"{activation} double backward of order {order}{suffix}",
         kernel=elementwise._double_backward_kernel,
         dtype=dtype,
         pointers=dict.fromkeys(("dg_ptr", "dx_ptr", "v_ptr", "g_ptr", "x_ptr"), dtype),
-        constants={"ACTIVATION": activation, "ORDER": order, "V_EXPANDED": False, "G_EXPANDED": False}
+        constants={
+            "ACTIVATION": activation,
+            "ORDER": order,
+            "V_EXPANDED": "v" in expanded,
+            "G_EXPANDED": "g" in expanded,
+        }
         | {"BLOCK": elementwise.block_size(itemsize)},
         sizes={"n_elements": False},
-        bytes_loaded=3 * elementwise.BYTES_PER_PROGRAM,
+        bytes_loaded=(3 - len(expanded)) * elementwise.BYTES_PER_PROGRAM,
         bytes_stored=2 * elementwise.BYTES_PER_PROGRAM,
     )
 
 
-def _from_output(dtype: str, itemsize: int, activation: str) -> Specialization:
+def _from_output(dtype: str, itemsize: int, activation: str, expanded: bool) -> Specialization:
     return Specialization(
-        name=f"{activation} backward from the output",
+        name=f"{activation} backward from the output" + (", g expanded" if expanded else ""),
         kernel=elementwise._backward_from_output_kernel,
         dtype=dtype,
         pointers=dict.fromkeys(("dx_ptr", "g_ptr", "y_ptr"), dtype),
-        constants={"ACTIVATION": activation, "G_EXPANDED": False, "BLOCK": elementwise.block_size(itemsize)},
+        constants={"ACTIVATION": activation, "G_EXPANDED": expanded, "BLOCK": elementwise.block_size(itemsize)},
         sizes={"n_elements": False},
-        bytes_loaded=2 * elementwise.BYTES_PER_PROGRAM,
+        bytes_loaded=(1 if expanded else 2) * elementwise.BYTES_PER_PROGRAM,
         bytes_stored=elementwise.BYTES_PER_PROGRAM,
     )
 
