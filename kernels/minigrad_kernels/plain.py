@@ -39,7 +39,9 @@ def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, 
     half = x.dtype in _HALF_TYPES
     if order == 0:
         return _sigmoid_with_subnormals_(x.float()).to(x.dtype) if half else torch.sigmoid(x)
-    wide, g = (_widen(x), None if upstream is None else _widen(upstream)) if half else (x, upstream)
+    wide, g = x, upstream
+    if half:
+        wide, g = x.float(), None if upstream is None else upstream.float()
     if order > 1:
         result = _higher_derivative(wide, g, activation, order)
     else:
@@ -141,7 +143,7 @@ def _laid_out_as(result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _constant(value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return a number as a tensor, which torch makes of it in every operation, at the price of another operation."""
+    """Return a number as a tensor, made once: torch makes one of a Python number at every use, slower than it adds."""
     return torch.full((), value, dtype=dtype, device=device)
 
 

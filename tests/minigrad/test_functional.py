@@ -8,6 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import cases
 import minigrad
+from minigrad_kernels import plain
 
 EVERY_ACTIVATION = pytest.mark.parametrize("activation", cases.ACTIVATIONS)
 DTYPES = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -121,6 +122,19 @@ def saved_by(call):
     with saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         result = call()
     return result, saved
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_first_use_in_inference_mode_leaves_training_exact(order):
+    plain._constant.cache_clear()
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    with torch.inference_mode():
+        values = [minigrad.derivative("tanh", x, n) for n in (order, order + 1)]
+    leaf = x.clone().requires_grad_()
+    y = minigrad.derivative("tanh", leaf, order)
+    (dx,) = torch.autograd.grad(y.sum(), leaf, create_graph=True)
+    dx.sum().backward()
+    torch.testing.assert_close([y.detach(), dx.detach()], [value.clone() for value in values], rtol=1e-15, atol=1e-15)
 
 
 @EVERY_VARIANT
