@@ -128,8 +128,8 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"device={name}: expected auto, cpu, cuda, cuda:1 or another device of PyTorch") from None
     try:
         torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        raise UserError(f"device={name}: PyTorch finds no such device here; use device=cpu or device=auto") from None
+    except (AssertionError, ImportError, RuntimeError) as error:  # a build without it, a missing plugin, no hardware
+        raise UserError(f"device={name}: PyTorch finds no such device here; use device=cpu or device=auto") from error
     return device
 
 
