@@ -29,6 +29,7 @@ from torch.autograd import Function, forward_ad
 import minigrad_kernels as kernels
 
 _in_torch_func = torch._C._are_functorch_transforms_active
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 class Derivative(Function):
@@ -52,15 +53,18 @@ class Derivative(Function):
 
     @staticmethod
     def jvp(ctx: Any, x_tangent: Tensor | None, upstream_tangent: Tensor | None, *_: None) -> Tensor:
-        x, upstream = ctx.saved_tensors
         activation, order = ctx.activation, ctx.order
-        terms = []
-        if upstream_tangent is not None:
-            terms.append(derivative(widen(x), widen(upstream_tangent), activation, order))
-        if x_tangent is not None:
-            term = derivative(widen(x), widen(x_tangent), activation, _next(order, activation))
-            terms.append(term if upstream is None or activation == "relu" else term * widen(upstream))
-        return sum(terms[1:], terms[0]).to(x.dtype)
+        # PyTorch turns forward mode off here, and with it every jvp around this one (pytorch#197867): back on, and only
+        # this level's tangents set aside.
+        with forward_ad._set_fwd_grad_enabled(True):
+            x, upstream = (None if t is None else forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors)
+            terms = []
+            if upstream_tangent is not None:
+                terms.append(derivative(widen(x), widen(upstream_tangent), activation, order))
+            if x_tangent is not None:
+                term = derivative(widen(x), widen(x_tangent), activation, _next(order, activation))
+                terms.append(term if upstream is None or activation == "relu" else term * widen(upstream))
+            return sum(terms[1:], terms[0]).to(x.dtype)
 
     @staticmethod
     def vmap(
@@ -112,6 +116,8 @@ def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) 
         return Derivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
     recorded = torch.is_grad_enabled() and (x.requires_grad or (upstream is not None and upstream.requires_grad))
     if recorded or forward_ad._current_level >= 0:
+        if upstream is not None and _is_legacy_batched(upstream):
+            return torch.ops.minigrad.derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
         return _apply_outside_transforms(x, upstream, activation, order)  # type: ignore[no-any-return]
     return kernels.derivative(x, upstream, activation, order)
 
@@ -129,6 +135,8 @@ def _traced_derivative(x: Tensor, upstream: Tensor | None, activation: str, orde
 def _derivative_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of `Derivative` for x and `upstream`, and None for what is no tensor."""
     x, upstream = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        x, upstream, v = _alive(x), _alive(upstream), _alive(v)
     activation, order = ctx.activation, ctx.order
     if upstream is None:
         return derivative(x, v, activation, _next(order, activation)), None, None, None
@@ -136,13 +144,26 @@ def _derivative_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     dx = dg = None
     if not for_x:
         dg = derivative(x, v, activation, order)
-    elif not transforms_are_active() and activation != "relu" and order < kernels.MAX_ORDER:
+    elif _is_plain_reverse_mode(v) and activation != "relu" and order < kernels.MAX_ORDER:
         dg, dx = DoubleBackward.apply(v, upstream, x, activation, order)
     else:
         dg = derivative(x, v, activation, order) if for_upstream else None
         dx = derivative(widen(x), widen(v), activation, _next(order, activation))
         dx = (dx if activation == "relu" else dx * widen(upstream)).to(x.dtype)
     return dx, dg, None, None
+
+
+def _alive(tensor: Tensor | None) -> Tensor | None:
+    """Return what a wrapper holds that a transform of torch.func left, as in the function that `torch.func.vjp` returns.
+
+    Autograd records on what is inside; `Function.apply` unwraps likewise.
+    """
+    return None if tensor is None else torch._C._functorch.unwrap_if_dead(tensor)
+
+
+def _is_plain_reverse_mode(v: Tensor) -> bool:
+    """Return whether neither a transform is at work, nor `is_grads_batched`, which gives a batch for the gradient v."""
+    return not transforms_are_active() and not _is_legacy_batched(v)
 
 
 def _next(order: int, activation: str) -> int:

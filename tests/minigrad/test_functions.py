@@ -183,6 +183,19 @@ def call_vjp(function):
     return call
 
 
+def along(function):
+    return lambda x: jvp(function, (x,), (torch.cos(x),))[1]
+
+
+def grad_through_vjp(function):
+    def call(x):
+        x = x.detach().requires_grad_()
+        (gradient,) = vjp(function, x)[1](torch.cos(x))
+        return torch.autograd.grad((gradient * x).sum(), x)[0]
+
+    return call
+
+
 TRANSFORMS = {
     "grad": lambda f: grad(total(f)),
     "vjp, called after vjp returned": call_vjp,
@@ -199,6 +212,11 @@ TRANSFORMS = {
     "jvp of grad": lambda f: lambda x: jvp(grad(total(f)), (x,), (torch.cos(x),)),
     "jacfwd of jacrev": lambda f: jacfwd(jacrev(f)),
     "jacrev of jacfwd": lambda f: jacrev(jacfwd(f)),
+    "jvp of jvp": lambda f: along(along(f)),
+    "three nested jvps": lambda f: along(along(along(f))),
+    "jacfwd of jacfwd of jacrev": lambda f: jacfwd(jacfwd(jacrev(f))),
+    "jacrev of jacfwd of jacfwd": lambda f: jacrev(jacfwd(jacfwd(f))),
+    "grad through the function that vjp returned": grad_through_vjp,
     "three nested grads": lambda f: grad(total(grad(total(grad(total(f)))))),
 }
 
@@ -255,6 +273,20 @@ def test_batched_upstream_gradients_give_jacobian_and_hessian(name, device):
         return jacobian, torch.autograd.grad(gradient, x, identity, is_grads_batched=True)[0]
 
     close(matrices(FUNCTIONS[name][0]), matrices(FUNCTIONS[name][1]))
+
+
+@EVERY_FUNCTION
+def test_batched_upstream_gradients_are_differentiated_again(name, device):
+    def second_and_third(function):
+        x, identity = vector(device).requires_grad_(), torch.eye(4, dtype=torch.float64, device=device)
+        (jacobian,) = torch.autograd.grad(function(x), x, identity, is_grads_batched=True, create_graph=True)
+        (second,) = torch.autograd.grad((jacobian.diagonal() * x).sum(), x, create_graph=True)
+        (gradient,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
+        (batched,) = torch.autograd.grad(gradient, x, identity, is_grads_batched=True, create_graph=True)
+        (third,) = torch.autograd.grad((batched.sum(0) * x).sum(), x)
+        return second.detach(), third
+
+    close(second_and_third(FUNCTIONS[name][0]), second_and_third(FUNCTIONS[name][1]))
 
 
 def test_forward_over_reverse_does_not_overflow_in_half_precision(device):
