@@ -39,6 +39,10 @@ def run(start: Start, arguments: Sequence[str]) -> int:
     except (UserError, RunFailed) as error:
         _complain(error)
         return 2 if isinstance(error, UserError) else 1
+    except BrokenPipeError:
+        print(f"{PROGRAM}: nobody reads the output any more", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes into it again at exit
+        return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
@@ -73,24 +77,25 @@ def _compose_and_start(start: Start, options: argparse.Namespace) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
     errors: list[Exception] = []
+    jobs = 0
 
     def job(config: "DictConfig") -> None:
+        nonlocal jobs
+        jobs += 1
         own = HydraConfig.get()
-        sweeps = own.mode is RunMode.MULTIRUN
-        if sweeps:
+        if options.multirun:
             print(f"run {own.job.num + 1} of the sweep: {' '.join(own.overrides.task)}", flush=True)
         try:
+            if "experiment" not in own.runtime.choices:
+                raise UserError(f"no experiment is left; name one of {', '.join(catalog.groups()['experiment'])}")
             start(str(own.runtime.choices["experiment"]), _resolve(config))
         except Exception as error:
-            errors.append(error)
-            if sweeps:
+            errors.append(error)  # raised below, and not to Hydra, which would announce it with a line of its own
+            if options.multirun:
                 _complain(error)
-                raise  # to Hydra, which goes on with the sweep and raises the first error at its end
-            # Not to Hydra, which would announce it with a line of its own: raised below.
 
     flags = [flag for flag in ("multirun", "shell_completion") if getattr(options, flag)]
     command = [PROGRAM, *(f"--{flag.replace('_', '-')}" for flag in flags)]
@@ -102,18 +107,19 @@ def _compose_and_start(start: Start, options: argparse.Namespace) -> None:
             with _environment("HYDRA_FULL_ERROR", "1"), _argv(command):
                 hydra.main(config_path=str(catalog.CONFIGS), config_name="train", version_base="1.3")(job)()
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            if error not in errors:
-                from minigrad.diagnosis import diagnose
+            from minigrad.diagnosis import diagnose
 
-                raise diagnose(options.overrides, options.multirun, error) from error
-        except RunFailed:
-            pass  # it is among the errors
-    expected = all(isinstance(error, (UserError, RunFailed)) for error in errors)
-    if expected and options.multirun and errors:
+            raise diagnose(options.overrides, options.multirun, error) from error
+    unexpected = [error for error in errors if not isinstance(error, (UserError, RunFailed))]
+    if unexpected:
+        raise unexpected[0]
+    if errors and options.multirun:
         kind = UserError if all(isinstance(error, UserError) for error in errors) else RunFailed
         raise kind(f"{len(errors)} of the sweep's runs failed")
     if errors:
-        raise next(error for error in errors if expected or not isinstance(error, (UserError, RunFailed)))
+        raise errors[0]
+    if options.multirun and not jobs and not options.cfg and not options.shell_completion:
+        raise UserError("the sweep has no run: a pattern matches nothing; see minigrad-train --help for what there is")
 
 
 def _resolve(config: "DictConfig") -> dict[str, Any]:

@@ -19,6 +19,8 @@ from minigrad.errors import UserError
 C = TypeVar("C")
 R = TypeVar("R")
 
+_MOST_THREADS = 1024  # far more make OpenMP end the process
+
 
 @dataclass
 class RunConfig:
@@ -37,6 +39,8 @@ class RunConfig:
         check(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
         if self.threads is not None:
             check_at_least("threads", self.threads, 1)
+            check(self.threads <= _MOST_THREADS, "threads", self.threads, f"{_MOST_THREADS} at most")
+        check(self.run_dir != "", "run_dir", "", "a path, or null for a new directory below runs/")
 
     @property
     def label(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -38,10 +38,10 @@ def _check(overrides: Sequence[str], sweeps: bool) -> None:
     groups = catalog.groups()
     for override in parsed:
         if override.key_or_group in groups:
-            for option in _values(override):
+            for option in _values(override, groups[override.key_or_group]):
                 catalog.check_option(override.key_or_group, option)
     named = [override for override in parsed if override.key_or_group == "experiment"]
-    stems = [str(stem) for stem in _values(named[-1])] if named else ["training"]
+    stems = [str(stem) for stem in _values(named[-1], groups["experiment"])] if named else ["training"]
     for stem in stems:
         keys = _keys(stem, [o for o in parsed if o.key_or_group in groups and not o.is_sweep_override()])
         for override in parsed:
@@ -59,12 +59,15 @@ def _parse(text: str) -> Override:
     raise UserError(f"cannot read '{text}'; put quotes around a value with special characters: \"key='a value'\"")
 
 
-def _values(override: Override) -> Iterator[object]:
-    """Yield the options that an override of a group names; none for a pattern, which cannot name a wrong one."""
-    if override.is_sweep_override():
-        yield from () if "glob(" in str(override.input_line) else override.sweep_string_iterator()
+def _values(override: Override, options: list[str]) -> Iterator[object]:
+    """Yield what an override of a group names; of a pattern, those of the group's `options` that match."""
+    value: object = override.value()
+    if isinstance(value, Glob):
+        yield from value.filter(options)
+    elif override.is_sweep_override():
+        yield from override.sweep_string_iterator()
     else:
-        yield override.value()
+        yield value
 
 
 def _keys(stem: str, chosen: Sequence[Override]) -> list[str]:

@@ -16,8 +16,8 @@ def sigmoid(x: Tensor, save: str = "input") -> Tensor:
     Args:
         x: any shape and strides; float16, bfloat16, float32 or float64.
         save: what the backward pass keeps: "input" for exact gradients, or "output", which the next layer often keeps
-            anyway, for PyTorch's memory and PyTorch's rounding. That is reverse mode; forward mode, torch.func
-            and exported programs are exact and keep the input.
+            anyway, for PyTorch's memory and PyTorch's rounding. That is reverse mode; forward mode and torch.func are
+            exact and keep the input.
     Returns: x's shape, dtype and layout.
 
     Raises:
@@ -35,8 +35,8 @@ def tanh(x: Tensor, save: str = "input") -> Tensor:
     Args:
         x: any shape and strides; float16, bfloat16, float32 or float64.
         save: what the backward pass keeps: "input" for exact gradients, or "output", which the next layer often keeps
-            anyway, for PyTorch's memory and PyTorch's rounding. That is reverse mode; forward mode, torch.func
-            and exported programs are exact and keep the input.
+            anyway, for PyTorch's memory and PyTorch's rounding. That is reverse mode; forward mode and torch.func are
+            exact and keep the input.
     Returns: x's shape, dtype and layout.
 
     Raises:

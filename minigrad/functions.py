@@ -12,10 +12,10 @@ Three more Functions serve plain reverse mode: `DoubleBackward` fuses the two re
 `BiasActivation` the bias with the activation, and `SavingOutput` saves the output. Under a transform of torch.func or
 in forward mode the same values come from `Derivative`, which knows vmap and jvp.
 
-PyTorch's compiler traces no Function that has a jvp, so `TracedDerivative` is the same without. Inside a transform of
-torch.func the compiler would drop the backward altogether: there it is sent back to eager mode (`minigrad.eager`), or
-raises where it may not leave the graph. An export would drop it too: it gets the operator instead, which finds its way
-back to these Functions when the exported program is trained.
+torch.compile and torch.export see none of these Functions but the operators of `minigrad_kernels`, which lead back
+here where autograd records them (`make_differentiable`, below); so a saved tensor that is changed is noticed there too.
+Inside a transform of torch.func the compiler would drop a Function's backward altogether: there it is sent back to
+eager mode (`minigrad.eager`), or raises where it may not leave the graph.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ class Derivative(Function):
         # PyTorch turns forward mode off here, and with it every jvp around this one (pytorch#197867): back on, and only
         # this level's tangents set aside.
         with forward_ad._set_fwd_grad_enabled(True):
-            x, upstream = (None if t is None else forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors)
+            x, upstream = ctx.saved_tensors
+            x = forward_ad.unpack_dual(x, level=0).primal
+            if upstream is not None:
+                upstream = forward_ad.unpack_dual(upstream, level=0).primal
             terms = []
             if upstream_tangent is not None:
                 terms.append(derivative(widen(x), widen(upstream_tangent), activation, order))
@@ -84,21 +87,6 @@ class Derivative(Function):
 _apply_outside_transforms = super(Function, Derivative).apply
 
 
-class TracedDerivative(Function):
-    """`Derivative` for torch.compile and torch.export: the same without vmap and jvp."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
-        ctx.activation, ctx.order = activation, order
-        y = kernels.derivative(x, upstream, activation, order)
-        ctx.save_for_backward(y if order == 0 and activation == "relu" else x, upstream)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        return _derivative_backward(ctx, v)
-
-
 def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
     """Return f^(order)(x), times `upstream` unless that is None, differentiably.
 
@@ -123,20 +111,18 @@ def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) 
 
 
 def _traced_derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
-    if torch.compiler.is_exporting():
-        return torch.ops.minigrad.derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
-    if _in_torch_func():
+    if _in_torch_func() and not torch.compiler.is_exporting():
         from minigrad.eager import in_eager_mode
 
         return in_eager_mode(Derivative.apply, x, upstream, activation, order)  # type: ignore[no-any-return]
-    return TracedDerivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
+    return torch.ops.minigrad.derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
 
 
 def _derivative_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of `Derivative` for x and `upstream`, and None for what is no tensor."""
     x, upstream = ctx.saved_tensors
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        x, upstream, v = _alive(x), _alive(upstream), _alive(v)
+    if torch.is_grad_enabled():
+        x, upstream, v = _alive(x), None if upstream is None else _alive(upstream), _alive(v)
     activation, order = ctx.activation, ctx.order
     if upstream is None:
         return derivative(x, v, activation, _next(order, activation)), None, None, None
@@ -153,12 +139,12 @@ def _derivative_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dg, None, None
 
 
-def _alive(tensor: Tensor | None) -> Tensor | None:
-    """Return what a wrapper holds that a transform of torch.func left, as in the function that `torch.func.vjp` returns.
+def _alive(tensor: Tensor) -> Tensor:
+    """Return what a wrapper holds that a transform of torch.func left, as in what `torch.func.vjp` returns.
 
     Autograd records on what is inside; `Function.apply` unwraps likewise.
     """
-    return None if tensor is None else torch._C._functorch.unwrap_if_dead(tensor)
+    return torch._C._functorch.unwrap_if_dead(tensor)
 
 
 def _is_plain_reverse_mode(v: Tensor) -> bool:
@@ -253,18 +239,22 @@ class BiasActivation(Function):
 
 def saving_output(x: Tensor, activation: str) -> Tensor:
     """Return f(x) of sigmoid or tanh, saving the output where reverse mode alone is at work."""
-    if not transforms_are_active() and not torch.compiler.is_exporting():
-        return SavingOutput.apply(x, activation)  # type: ignore[no-any-return]
-    return derivative(x, None, activation, 0)
+    if transforms_are_active():
+        return derivative(x, None, activation, 0)
+    if torch.compiler.is_compiling():
+        return torch.ops.minigrad.activation_saving_output(x, activation)  # type: ignore[no-any-return]
+    return SavingOutput.apply(x, activation)  # type: ignore[no-any-return]
 
 
 def bias_activation(x: Tensor, bias: Tensor, activation: str, save: str = "input") -> Tensor:
     """Return f(x + bias), differentiable any way PyTorch knows; fused where reverse mode alone is at work."""
-    if torch.compiler.is_exporting():
-        return torch.ops.minigrad.bias_activation(x, bias, activation)  # type: ignore[no-any-return]
-    if not transforms_are_active():
-        return BiasActivation.apply(x, bias, activation, save)  # type: ignore[no-any-return]
-    return derivative(widen(x) + widen(bias), None, activation, 0).to(x.dtype)
+    if transforms_are_active():
+        return derivative(widen(x) + widen(bias), None, activation, 0).to(x.dtype)
+    if torch.compiler.is_compiling():
+        operators = torch.ops.minigrad
+        operator = operators.bias_activation if save == "input" else operators.bias_activation_saving_output
+        return operator(x, bias, activation)  # type: ignore[no-any-return]
+    return BiasActivation.apply(x, bias, activation, save)  # type: ignore[no-any-return]
 
 
 def _times_derivative_from_output(v: Tensor, y: Tensor, activation: str) -> Tensor:
@@ -284,5 +274,7 @@ def transforms_are_active() -> bool:
     return forward_ad._current_level >= 0 or _in_torch_func()
 
 
-kernels.make_differentiable("derivative", TracedDerivative.apply)
+kernels.make_differentiable("derivative", _apply_outside_transforms)
+kernels.make_differentiable("activation_saving_output", SavingOutput.apply)
 kernels.make_differentiable("bias_activation", lambda x, bias, f: BiasActivation.apply(x, bias, f, "input"))
+kernels.make_differentiable("bias_activation_saving_output", lambda x, b, f: BiasActivation.apply(x, b, f, "output"))

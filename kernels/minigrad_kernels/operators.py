@@ -117,8 +117,18 @@ def _path(x: torch.Tensor, activation: str) -> Any:
         raise ValueError(f"unknown activation {activation!r}; there are: {', '.join(ACTIVATIONS)}")
     if x.dtype not in _ACCEPTED:
         raise TypeError(f"a tensor of {x.dtype} came: pass one of {', '.join(map(str, DTYPES))}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"a tensor of layout {x.layout} came: pass a dense one")
     on_triton = x.is_cpu if _INTERPRETED else x.is_cuda  # far cheaper than x.device.type
     return _triton_path() if _HAS_TRITON and on_triton else plain
+
+
+def _check_upstream(upstream: torch.Tensor, x: torch.Tensor) -> None:
+    if upstream.shape != x.shape or upstream.dtype != x.dtype or upstream.device != x.device:
+        raise ValueError(
+            f"a gradient is {tuple(upstream.shape)} of {upstream.dtype} on {upstream.device} and its partner "
+            f"{tuple(x.shape)} of {x.dtype} on {x.device}: pass one alike"
+        )
 
 
 def _check_bias(x: torch.Tensor, bias: torch.Tensor) -> None:
@@ -165,6 +175,8 @@ def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, 
     Returns: a new tensor of x's shape and dtype, laid out as torch's own function would.
     """
     path = _path(x, activation)
+    if upstream is not None:
+        _check_upstream(upstream, x)
     if not (0 if upstream is None else 1) <= order <= MAX_ORDER:
         raise ValueError(f"`order` is {order}: pass 0 to {MAX_ORDER}, and with an upstream gradient 1 to {MAX_ORDER}")
     return path.derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
@@ -189,6 +201,10 @@ def double_backward(
         order: of the product that is differentiated.
     """
     path = _path(x, activation)
+    if activation == "relu":
+        raise ValueError("ReLU has no double backward: its second derivative is 0; pass sigmoid or tanh")
+    _check_upstream(v, x)
+    _check_upstream(upstream, x)
     if not 1 <= order < MAX_ORDER:
         raise ValueError(f"`order` is {order}: pass 1 to {MAX_ORDER - 1}")
     return path.double_backward(v, upstream, x, activation, order)  # type: ignore[no-any-return]
@@ -209,6 +225,7 @@ def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: st
         activation: "sigmoid", "tanh" or "relu".
     """
     path = _path(y, activation)
+    _check_upstream(upstream, y)
     return path.backward_from_output(upstream, y, activation)  # type: ignore[no-any-return]
 
 
@@ -229,6 +246,29 @@ def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str, /) -> 
     return path.bias_activation(x, bias, activation)  # type: ignore[no-any-return]
 
 
+@_operator("(Tensor x, str activation) -> Tensor", lambda x, activation: torch.empty_like(x))
+def activation_saving_output(x: torch.Tensor, activation: str, /) -> torch.Tensor:
+    """Return f(x), as `derivative` of order 0; its operator is the one to differentiate by the stored output.
+
+    Args:
+        x: any shape and strides.
+        activation: "sigmoid" or "tanh".
+    """
+    return derivative(x, None, activation, 0)
+
+
+@_operator("(Tensor x, Tensor bias, str activation) -> Tensor", lambda x, bias, activation: torch.empty_like(x))
+def bias_activation_saving_output(x: torch.Tensor, bias: torch.Tensor, activation: str, /) -> torch.Tensor:
+    """Return f(x + bias), as `bias_activation`; its operator is the one to differentiate by the stored output.
+
+    Args:
+        x: (..., N), any strides.
+        bias: (N,), x's dtype and device.
+        activation: "sigmoid", "tanh" or "relu".
+    """
+    return bias_activation(x, bias, activation)
+
+
 @_operator(
     "(Tensor upstream, Tensor saved, Tensor? bias, str activation) -> (Tensor, Tensor)",
     lambda upstream, saved, bias, activation: (torch.empty_like(saved), saved.new_empty(saved.shape[-1:])),
@@ -247,6 +287,7 @@ def bias_activation_backward(
         activation: "sigmoid", "tanh" or "relu".
     """
     path = _path(saved, activation)
+    _check_upstream(upstream, saved)
     if bias is not None:
         _check_bias(saved, bias)
     return path.bias_activation_backward(upstream, saved, bias, activation)  # type: ignore[no-any-return]

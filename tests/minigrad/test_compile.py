@@ -105,6 +105,41 @@ def test_compiled_and_eager_give_the_same_bits(name, device):
     assert ours[1].any() or name == "derivative 1 of relu"
 
 
+def changed_input(function):
+    def run(x):
+        z = x * 1
+        y = function(z)
+        z.mul_(2)
+        return y
+
+    return run
+
+
+def changed_output(function):
+    def run(x):
+        y = function(x * 1)
+        z = y * 1
+        y.mul_(-1)
+        return z
+
+    return run
+
+
+CHANGED = {
+    "input": (changed_input, ["tanh", "sigmoid", "bias tanh", "derivative 3 of sigmoid"]),
+    "output": (changed_output, ["relu", "bias relu", "tanh saving output", "bias tanh saving output"]),
+}
+
+
+@pytest.mark.parametrize(("saved", "name"), [(saved, name) for saved, (_, names) in CHANGED.items() for name in names])
+def test_saved_tensor_changed_in_the_compiled_function_is_an_error(saved, name, device):
+    function = CHANGED[saved][0](SAME_BITS[name])
+    x = torch.linspace(0.1, 2, 12, device=device).reshape(3, 4)
+    for run in (function, compiled(function, fullgraph=True)):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            value_and_gradients(run, x)
+
+
 @pytest.mark.parametrize("way", ["alone", "bias"])
 def test_dynamic_shapes_compile_once_and_stay_exact(way, device):
     counter = CompileCounterWithBackend("aot_eager")
@@ -261,7 +296,10 @@ def test_exported_program_gives_eagers_bits_at_any_batch_size(name, strict, devi
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("name", ["tanh", "relu", "bias sigmoid", "derivative 3 of sigmoid"])
+@pytest.mark.parametrize(
+    "name",
+    ["tanh", "relu", "bias sigmoid", "tanh saving output", "bias tanh saving output", "derivative 3 of sigmoid"],
+)
 def test_training_an_exported_program_is_exact(name, strict, device):
     module, x = Forward(SAME_BITS[name], device), torch.linspace(-1, 1, 12, device=device).reshape(3, 4)
     expected = torch.autograd.grad(module(x).sum(), module.parameters())

@@ -50,6 +50,8 @@ def test_an_integer_serves_where_a_number_is_asked_for():
         ({"seed": -1}, "seed=-1: expected an integer from 0 to 2^32 - 1"),
         ({"seed": 2**32}, "seed=4294967296: expected an integer from 0 to 2^32 - 1"),
         ({"threads": 0}, "threads=0: expected an integer from 1 on"),
+        ({"threads": 100000}, "threads=100000: expected 1024 at most"),
+        ({"run_dir": ""}, "run_dir=: expected a path, or null for a new directory below runs/"),
         ({"device": [1]}, "device=[1]: expected text"),
     ],
 )

@@ -69,6 +69,10 @@ WRONG = {
     "--cfg nothing": "argument -c/--cfg: invalid choice: 'nothing' (choose from job, hydra, all); "
     "see minigrad-train --help",
     "-m lerning_rate=1,2": f"unknown key 'lerning_rate'; did you mean 'learning_rate'? {TRAINING_KEYS}",
+    "~experiment": "no experiment is left; name one of exactness, training",
+    "-m experiment=glob(zz*)": "the sweep has no run: a pattern matches nothing; see minigrad-train --help for what "
+    "there is",
+    "-m experiment=glob(tr*) stesp=2": f"unknown key 'stesp'; did you mean 'steps'? {TRAINING_KEYS}",
     "-m objective=digits,digts": "unknown objective 'digts'; there are: digits",
 }
 
@@ -129,10 +133,21 @@ def test_a_sweep_runs_every_combination_in_a_directory_of_its_own():
 
 def test_a_sweep_goes_on_after_a_mistake_and_says_so(capsys):
     assert main([*SMALL, "-m", "activation=tan,relu"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert errors[0] == "minigrad-train: activation=tan: expected one of sigmoid, tanh, relu"
-    assert errors[-1] == "minigrad-train: 1 of the sweep's runs failed"
+    assert capsys.readouterr().err.splitlines() == [
+        "minigrad-train: activation=tan: expected one of sigmoid, tanh, relu",
+        "minigrad-train: 1 of the sweep's runs failed",
+    ]
     assert len(summaries()) == 1
+
+
+def test_output_that_nobody_reads_ends_the_run_in_one_line():
+    command = [sys.executable, "-m", "minigrad.train", *SMALL[1:], "steps=100000", "log_every=10"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        run.stdout.readline()
+        run.stdout.close()
+        assert run.stderr.read() == "minigrad-train: nobody reads the output any more\n"
+    assert run.returncode == 1
+    assert summaries()[0]["status"] == "failed"
 
 
 def test_a_run_that_diverges_names_its_step_and_exits_with_1(capsys):
