@@ -73,6 +73,13 @@ def nested(function, x, order):
     return y.detach()
 
 
+def nested_forward(function, x, order):
+    """Differentiate `order` times by nested forward mode."""
+    if order == 0:
+        return function(x)
+    return jvp(lambda x: nested_forward(function, x, order - 1), (x,), (torch.ones_like(x),))[1]
+
+
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith("bias")])
 def test_gradcheck_and_gradgradcheck_with_every_flag(name, device):
     x = vector(device)[1:3].requires_grad_()
@@ -152,10 +159,11 @@ def test_nested_autograd_keeps_half_precision_exact(activation, dtype, order, de
     # 1 ULP of the result, and the contract's float32 bound where the result vanishes between its extremes
     bound = reference.ulp(expected, dtype) + 4e-6 * reference.scale(activation, x, order)
     biased = lambda x: minigrad.bias_activation(x, torch.zeros_like(x), activation)  # noqa: E731
-    for function in (getattr(minigrad, activation), biased):
-        actual = nested(function, x.to(device), order).cpu()
-        assert actual.dtype == dtype
-        assert ((actual.double() - expected).abs() <= bound).all()
+    for differentiate in (nested, nested_forward):
+        for function in (getattr(minigrad, activation), biased):
+            actual = differentiate(function, x.to(device), order).cpu()
+            assert actual.dtype == dtype
+            assert ((actual.double() - expected).abs() <= bound).all()
 
 
 def test_tanh_gradient_survives_saturation_in_bfloat16(device):
