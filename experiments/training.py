@@ -1,77 +1,216 @@
-"""Train an objective by a rule: gradient descent on real data, its curves in TensorBoard."""
+"""Train an objective by a rule: gradient descent with its curves in TensorBoard, and nothing lost when it stops."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from minigrad.config import RunConfig, bind, check_at_least, check_one_of, check_positive
-from minigrad.objectives import OBJECTIVES
+from minigrad import generators, path
+from minigrad.checkpoints import Checkpoints
+from minigrad.config import bind, check_at_least, check_one_of
+from minigrad.errors import UserError
+from minigrad.interruption import requested
+from minigrad.loading import saved_parameters
+from minigrad.models import describe
+from minigrad.objectives.function import Function
 from minigrad.progress import progress
-from minigrad.rules import RULES
+from minigrad.recipe import Recipe
+from minigrad.record import NonFiniteError, Record
 from minigrad.run import Run
-from minigrad.trainer import NonFiniteError, Record, Trainer
-from minigrad_kernels import ACTIVATIONS
+from minigrad.schedules import SCHEDULES, check_schedule, warm_up
+from minigrad.stopping import Stopping
+from minigrad.tensors import overwrite
+from minigrad.trainer import Trainer
 
 
 @dataclass
-class Config(RunConfig):
-    """The keys of a training run; `objective` and `rule` are groups with keys of their own."""
+class Config(Recipe):
+    """The keys of a training run."""
 
-    objective: dict[str, Any]
-    rule: dict[str, Any]
-    activation: str
-    learning_rate: float
-    batch_size: int
-    epochs: int
-    steps: int | None
+    schedule: dict[str, Any]
+    warmup_steps: int
+    on_nonfinite: str
+    patience: int | None
+    target_loss: float | None
     log_every: int
+    judge_every: int
+    checkpoint_every: int
+    keep: int
+    initial: str | None
+    resume: str | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_one_of("activation", self.activation, ACTIVATIONS)
-        check_positive("learning_rate", self.learning_rate)
-        check_at_least("batch_size", self.batch_size, 1)
-        check_at_least("epochs", self.epochs, 1)
-        if self.steps is not None:
-            check_at_least("steps", self.steps, 1)
-        check_at_least("log_every", self.log_every, 1)
-        bind(OBJECTIVES, self.objective, "objective")  # checked now, before the run makes anything
-        bind(RULES, self.rule, "rule")
+        check_schedule(bind(SCHEDULES, self.schedule, "schedule"))
+        check_one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        check_at_least("warmup_steps", self.warmup_steps, 0)
+        for key in ("log_every", "judge_every", "checkpoint_every", "keep"):
+            check_at_least(key, getattr(self, key), 1)
+        if self.patience is not None:
+            check_at_least("patience", self.patience, 1)
 
-    @property
-    def label(self) -> str:
-        """A training run is called by its objective."""
-        return str(self.objective["name"])
+    def learning_rate_at(self, total: int) -> Callable[[int], float]:
+        """Return the learning rate as a function of the step, in a run of `total` steps."""
+        schedule, highest = warm_up(bind(SCHEDULES, self.schedule, "schedule"), self.warmup_steps), self.learning_rate
+        assert highest is not None
+        return lambda step: highest * schedule(step, total)
 
 
 def run(config: Config, run: Run) -> str:
-    """Train to the last step, judging the result every `log_every` steps; return what was reached."""
-    new_objective = bind(OBJECTIVES, config.objective, "objective")
-    objective = new_objective(config.activation, config.batch_size, config.seed, run.device)
-    trainer = Trainer(objective, bind(RULES, config.rule, "rule"), config.learning_rate)
-    total = config.steps or config.epochs * objective.steps_per_epoch
+    """Train to the last step or to a reason to stop; return what was reached."""
+    training = Training(config, run)
+    training.begin()
+    with requested() as interruption, progress(training.total) as report:
+        while True:
+            training.look()
+            report(training.trainer.steps, training.shown())
+            if training.is_over():
+                break
+            training.advance(interruption.made)
+            if interruption.made():
+                training.save()
+                interruption.honour()
+    training.draw()
+    return training.reached()
 
-    def judge() -> None:
-        tags, values = zip(*objective.judge().items(), strict=True)
-        run.scalars(trainer.steps, dict(zip(tags, torch.stack(values).tolist(), strict=True)))
 
-    def write(record: Record) -> None:
-        reports = zip(record.loss.tolist(), record.gradient_norm.tolist(), strict=True)
-        for step, (loss, norm) in enumerate(reports, record.first_step):
-            run.scalars(step, {"train/loss": loss, "gradient_norm": norm, "learning_rate": config.learning_rate})
-        run.steps = record.first_step + len(record.loss)
+class Training:
+    """A training run and what is attached to it: checkpoints, curves, the path, and reasons to stop.
 
-    with progress(total) as report:
-        judge()
-        while trainer.steps < total:
-            try:
-                write(trainer.advance(min(config.log_every, total - trainer.steps)))
-            except NonFiniteError as error:
-                write(error.record)
-                raise
-            judge()
-            shown = ("train/loss", "test/accuracy")
-            report(trainer.steps, {tag: run.metrics[tag] for tag in shown if tag in run.metrics})
-    reached = ", ".join(f"{tag} {value:.4g}" for tag, value in run.metrics.items() if tag.startswith("test/"))
-    return f"{reached} at step {total}"
+    Args:
+        config: what to train, and how.
+        run: where to report it.
+
+    Attributes:
+        trainer: makes the steps.
+        total: the step to train to.
+    """
+
+    def __init__(self, config: Config, run: Run) -> None:
+        self._config, self._run = config, run
+        self._objective = config.new_objective(run.device)
+        self.total = config.total_steps(self._objective)
+        self.trainer = config.new_trainer(self._objective, config.learning_rate_at(self.total), config.on_nonfinite)
+        self._stopping = Stopping(config.patience, config.target_loss)
+        self._path = path.Path(self.total)
+        self._checkpoints = Checkpoints(run.directory / "checkpoints", config.keep)
+        self._saved_at = 0
+        self._drawn = (
+            self._objective if isinstance(self._objective, Function) and self._objective.x.numel() <= 2 else None
+        )
+
+    def begin(self) -> None:
+        """Start from the objective's own parameters, from those of another run, or where this run was."""
+        for note in self._objective.notes:
+            print(note, flush=True)
+        if self._config.resume is not None:
+            self._restore(self._checkpoints.newest(complain=print))
+        elif self._config.initial is not None:
+            overwrite(self.trainer.parameters, saved_parameters(self._config.initial), "parameters")
+
+    def advance(self, stop: Callable[[], bool]) -> None:
+        """Train until something is due, or until the step after which `stop` says true."""
+        steps = self.trainer.steps
+        every = [self._config.judge_every, self._config.checkpoint_every, *([self._path.stride] if self._drawn else [])]
+        due = min(self.total, *((steps // n + 1) * n for n in every))
+        try:
+            self._write(self.trainer.advance(due - steps, stop))
+        except NonFiniteError as error:
+            self._write(error.record)
+            raise
+
+    def look(self) -> None:
+        """Do what is due: keep the point, save, judge."""
+        steps = self.trainer.steps
+        if self._drawn is not None:
+            self._path.add(steps, self._drawn.x)
+        saves = steps % self._config.checkpoint_every == 0
+        if saves:
+            self.save()
+        if saves or steps % self._config.judge_every == 0 or steps == self.total:
+            self._judge()
+
+    def is_over(self) -> bool:
+        """Return whether the last step is made or there is a reason to stop."""
+        return self.trainer.steps >= self.total or bool(self._stopping.reason)
+
+    def save(self) -> None:
+        """Write a checkpoint, after all curves up to it, unless there is one of this step."""
+        steps = self.trainer.steps
+        if steps == self._saved_at:
+            return
+        self._run.flush()
+        content = {
+            "seconds": self._run.seconds,
+            "metrics": self._run.metrics,
+            "model": describe(self._objective.model),
+            "generators": generators.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
+        self._checkpoints.save(steps, content)
+        self._saved_at = steps
+
+    def draw(self) -> None:
+        """Draw the path of the point, if there is one of one or two variables, to TensorBoard and to `figures/`."""
+        if self._drawn is not None:
+            self._run.figure("path", path.draw(self._drawn.landscape, self._path, self._drawn.x))
+
+    def shown(self) -> dict[str, float]:
+        """Return what to show of the last step."""
+        tags = ("train/loss", "test/loss", "test/accuracy", "test/r2", "distance_to_minimum")
+        return {tag: self._run.metrics[tag] for tag in tags if tag in self._run.metrics}
+
+    def reached(self) -> str:
+        """Say what was reached, and why the run ended before its last step if it did."""
+        values = ", ".join(f"{tag} {value:.4g}" for tag, value in self.shown().items() if tag != "train/loss")
+        reason = f": {self._stopping.reason}" if self._stopping.reason else ""
+        return f"{values} at step {self.trainer.steps}{reason}"
+
+    def _judge(self) -> None:
+        """Judge the result; once the run is over, see to it that its last step is saved."""
+        tags, values = zip(*self._objective.judge().items(), strict=True)
+        judged = dict(zip(tags, torch.stack(values).tolist(), strict=True))
+        self._run.scalars(self.trainer.steps, judged)
+        self._run.flush()
+        lowest = self._stopping.judged(judged["test/loss"])
+        if self.is_over():
+            self.save()
+        if lowest:
+            self._checkpoints.mark_best(self.trainer.steps, judged["test/loss"])
+
+    def _write(self, record: Record) -> None:
+        """Write the points of the curves, and say which steps were skipped."""
+        point: dict[str, float] = {}
+        columns = (record.loss, record.gradient_norm, record.learning_rate, record.applied)
+        reports = zip(*(column.tolist() for column in columns), strict=True)
+        for step, (loss, gradient_norm, learning_rate, applied) in enumerate(reports, record.first_step):
+            if applied:
+                point = {"train/loss": loss, "gradient_norm": gradient_norm, "learning_rate": learning_rate}
+                if step % self._config.log_every == 0:
+                    self._run.scalars(step, point)
+        skipped = (~record.applied).nonzero().view(-1).tolist()
+        if skipped:
+            more = f", and {len(skipped) - 1} more up to step {record.first_step + skipped[-1]}" if skipped[1:] else ""
+            print(f"{record.complaint(skipped[0])}: skipped{more}", flush=True)
+            point["skipped_steps"] = self._run.metrics.get("skipped_steps", 0) + len(skipped)
+        self._run.metrics.update(point)
+        self._run.steps = self.trainer.steps
+
+    def _parts(self) -> dict[str, Trainer | Stopping | path.Path]:
+        """Return what has a state of its own, by the names in a checkpoint."""
+        return {"trainer": self.trainer, "stopping": self._stopping, "path": self._path}
+
+    def _restore(self, saved: dict[str, Any] | None) -> None:
+        if saved is None:  # the run was stopped before its first checkpoint
+            self._run.goes_on(0, 0)
+            return
+        for name, part in self._parts().items():
+            part.load_state_dict(saved[name])
+        generators.load_state_dict(saved["generators"])
+        steps = self._saved_at = self.trainer.steps
+        if steps > self.total:
+            raise UserError(f"the run has made {steps} steps already, and {self.total} are asked for; give more steps")
+        self._run.metrics.update(saved["metrics"])
+        self._run.goes_on(steps, saved["seconds"])
+        print(f"goes on at step {steps}", flush=True)

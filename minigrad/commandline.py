@@ -1,7 +1,7 @@
 """The command line around Hydra: its options, its help, and one clear line for every mistake.
 
 Hydra composes and sweeps. Exceptions reach this module, which alone maps them to exit codes: 2 for a mistake of the
-user's, 1 for a run that failed, 130 for one that was interrupted.
+user's, 1 for a run that failed, 130 or 143 for one that SIGINT or SIGTERM interrupted.
 """
 
 import argparse
@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from minigrad import catalog
+from minigrad import catalog, interruption
 from minigrad.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-Start = Callable[[str, dict[str, Any]], None]
+Start = Callable[[str, dict[str, Any], set[str]], None]
 
 PROGRAM = "minigrad-train"
 
@@ -27,7 +27,8 @@ def run(start: Start, arguments: Sequence[str]) -> int:
     """Carry out a command line and return its exit code.
 
     Args:
-        start: called with the experiment's stem and its composed values, once for every run.
+        start: called once for every run, with the experiment's stem, its composed values and the keys that the command
+            line itself gives.
         arguments: the command line without the program's name.
     """
     try:
@@ -35,7 +36,8 @@ def run(start: Start, arguments: Sequence[str]) -> int:
         if options.help:
             print(_help(options.overrides))
         else:
-            _compose_and_start(start, options)
+            with interruption.raising():
+                _compose_and_start(start, options)
     except (UserError, RunFailed) as error:
         _complain(error)
         return 2 if isinstance(error, UserError) else 1
@@ -43,9 +45,9 @@ def run(start: Start, arguments: Sequence[str]) -> int:
         print(f"{PROGRAM}: nobody reads the output any more", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes into it again at exit
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+        return interrupt.exit_code if isinstance(interrupt, interruption.Interrupted) else 130
     return 0
 
 
@@ -91,7 +93,7 @@ def _compose_and_start(start: Start, options: argparse.Namespace) -> None:
         try:
             if "experiment" not in own.runtime.choices:
                 raise UserError(f"no experiment is left; name one of {', '.join(catalog.groups()['experiment'])}")
-            start(str(own.runtime.choices["experiment"]), _resolve(config))
+            start(str(own.runtime.choices["experiment"]), _resolve(config), _keys(own.overrides.task))
         except Exception as error:
             errors.append(error)  # raised below, and not to Hydra, which would announce it with a line of its own
             if options.multirun:
@@ -120,6 +122,11 @@ def _compose_and_start(start: Start, options: argparse.Namespace) -> None:
         raise errors[0]
     if options.multirun and not jobs and not options.cfg and not options.shell_completion:
         raise UserError("the sweep has no run: a pattern matches nothing; see minigrad-train --help for what there is")
+
+
+def _keys(overrides: Sequence[str]) -> set[str]:
+    """Return the keys that overrides name: `rule` for `rule=adam`, `rule.beta1` for `++rule.beta1=0.5`."""
+    return {override.lstrip("+~").partition("=")[0] for override in overrides}
 
 
 def _resolve(config: "DictConfig") -> dict[str, Any]:

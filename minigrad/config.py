@@ -33,6 +33,7 @@ class RunConfig:
     seed: int
     device: str
     threads: int | None
+    deterministic: bool
     run_dir: str | None
 
     def __post_init__(self) -> None:
@@ -99,6 +100,8 @@ def typed(schema: type[C], values: Mapping[str, Any], owner: str, prefix: str = 
     for name in names:
         if name not in values or values[name] == "???":
             raise UserError(f"{prefix}{name} has no value; {owner} needs {_describe(kinds[name])}")
+        if "${" in show(values[name]):
+            raise UserError(f"{prefix}{name}={show(values[name])}: expected a value, not a reference to one")
         try:
             node[name] = values[name]
         except OmegaConfBaseException:
@@ -112,6 +115,17 @@ def typed(schema: type[C], values: Mapping[str, Any], owner: str, prefix: str = 
 def as_yaml(config: RunConfig) -> str:
     """Return a config's keys and values as YAML."""
     return OmegaConf.to_yaml(asdict(config))
+
+
+def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
+    """Return a config's values as a flat table: keys of groups with a dot, lists as text, without what is null."""
+    flat: dict[str, bool | float | str] = {}
+    for key, value in asdict(config).items():
+        inner = {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
+        for name, v in inner.items():
+            if v is not None and key not in ("run_dir", "resume"):
+                flat[name.removesuffix(".name")] = v if isinstance(v, bool | int | float | str) else show(v)
+    return flat
 
 
 def bind(table: Mapping[str, Callable[..., R]], node: Mapping[str, Any], group: str) -> Callable[..., R]:

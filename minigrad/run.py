@@ -4,84 +4,104 @@ import itertools
 import json
 import math
 import os
-import random
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy
 import torch
 
 import minigrad_kernels
-from minigrad.config import RunConfig, as_yaml
-from minigrad.errors import UserError
+from minigrad.config import RunConfig, as_yaml, hyperparameters
+from minigrad.errors import RunFailed, UserError
+from minigrad.files import write_whole
+from minigrad.generators import seed_all
 from minigrad.tracking import Tracker
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class Run:
-    """One run, from the creation of its directory to its summary.
+    """One run, from the creation of its directory, or the resumption in it, to its summary.
 
     Used as a context: entering makes the directory, writes `config.yaml`, seeds every generator and sets the number of
-    threads; leaving writes `summary.json`, also when an exception ends the run. After a UserError the directory is
-    removed again.
+    threads and PyTorch's determinism; leaving writes `summary.json`, also when an exception ends the run. After a
+    UserError the directory is removed again, unless the run was resumed in it.
 
     Args:
         config: the run's typed config.
+        resumed: whether the run in `config.run_dir` goes on; `goes_on` is to be called then.
 
     Attributes:
-        directory: where everything of this run lies; made by this run and by no other.
+        directory: where everything of this run lies; no two runs share one, nor do two processes at a time.
         device: where it computes.
-        steps: updates made so far, set by the experiment.
+        steps: steps made so far, set by the experiment.
         metrics: the last value reported under every tag.
 
     Raises:
-        UserError: the device is not there, or (on entering) the directory exists or cannot be made.
+        UserError: the device is not there, or (on entering) the directory exists, cannot be made or is in use.
+        RunFailed: the disk takes no more.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, resumed: bool = False) -> None:
         self.config = config
         self.device = resolve_device(config.device)
         self.directory = Path()
         self.steps = 0
         self.metrics: dict[str, float] = {}
+        self._resumed = resumed
+        self._seconds_before = 0.0
 
     def __enter__(self) -> Self:
-        self.directory = _create_directory(self.config)
-        (self.directory / "config.yaml").write_text(as_yaml(self.config), encoding="utf-8")
-        random.seed(self.config.seed)
-        numpy.random.seed(self.config.seed)
-        torch.manual_seed(self.config.seed)
-        self._threads_before = torch.get_num_threads()
-        if self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
-        self._start = time.perf_counter()
-        self._tracker = Tracker(self.directory)
+        with ExitStack() as stack:  # undoes what was done if the rest cannot be
+            if self._resumed:
+                self.directory = Path(str(self.config.run_dir))
+            else:
+                self.directory = _create_directory(self.config)
+                stack.push(self._remove_after_a_mistake)
+            stack.enter_context(_locked(self.directory))
+            stack.enter_context(_threads(self.config.threads))
+            stack.enter_context(_determinism(self.config.deterministic))
+            seed_all(self.config.seed)
+            self._start = time.perf_counter()
+            self._tracker = Tracker(self.directory)
+            stack.push(self._close)
+            if not self._resumed:
+                self._write_config()
+            self._stack = stack.pop_all()
         return self
+
+    def goes_on(self, steps: int, seconds: float) -> None:
+        """Go on after so many steps and seconds: what TensorBoard has of later steps is not shown any more."""
+        self.steps = steps
+        self._seconds_before = seconds
+        self._tracker.purge(steps)
+        self._write_config()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        torch.set_num_threads(self._threads_before)
-        self._tracker.close()
-        if isinstance(error, UserError):
-            shutil.rmtree(self.directory)
-            return
-        status = "finished" if error is None else "failed" if isinstance(error, Exception) else "interrupted"
-        _write_json(self.directory / "summary.json", self._summary(status, error))
+        self._stack.__exit__(kind, error, traceback)
 
     @property
     def path(self) -> str:
         """Which kernels the device gets: "triton" or "plain"."""
         return minigrad_kernels.path_for(self.device)
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken so far, resumptions included."""
+        return self._seconds_before + time.perf_counter() - self._start
 
     @property
     def whereabouts(self) -> str:
@@ -96,22 +116,52 @@ class Run:
 
     def figure(self, tag: str, figure: "Figure") -> Path:
         """Write a matplotlib figure to TensorBoard and to `figures/<tag>.png`; return the file's path."""
-        return self._tracker.figure(tag, figure)
+        return self._tracker.figure(tag, figure, self.steps)
 
-    def _summary(self, status: str, error: BaseException | None) -> dict[str, Any]:
+    def flush(self) -> None:
+        """Make TensorBoard see all that was written so far, and the disk keep it."""
+        self._tracker.flush()
+
+    def _write_config(self) -> None:
+        text = as_yaml(self.config)
+        write_whole(self.directory / "config.yaml", text.encode())
+        self._tracker.text("config", f"```yaml\n{text}```", self.steps)
+        self._tracker.hyperparameters(hyperparameters(self.config))
+
+    def _remove_after_a_mistake(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, UserError):
+            shutil.rmtree(self.directory)
+
+    def _close(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, UserError):
+            self._tracker.close()
+            return
+        interrupted = error is not None and not isinstance(error, Exception)
+        status = "finished" if error is None else "interrupted" if interrupted else "failed"
+        try:
+            if not interrupted:  # it may go on, and TensorBoard shows a run's first end alone
+                self._tracker.end(succeeded=error is None)
+            self._tracker.close()
+            write_whole(self.directory / "summary.json", self._summary(status, error))
+        except RunFailed:
+            if error is None:  # else the disk that is full has been said already
+                raise
+
+    def _summary(self, status: str, error: BaseException | None) -> bytes:
         reason = {} if error is None else {"error": f"{type(error).__name__}: {error}"}
-        return {
+        content = {
             "status": status,
             **reason,
             "experiment": self.config.experiment,
             "steps": self.steps,
-            "seconds": round(time.perf_counter() - self._start, 3),
+            "seconds": round(self.seconds, 3),
             "device": str(self.device),
             "path": self.path,
             "seed": self.config.seed,
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
             **{tag: value if math.isfinite(value) else None for tag, value in self.metrics.items()},
         }
+        return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -159,12 +209,51 @@ def _create_directory(config: RunConfig) -> Path:
     raise AssertionError  # the count has no end
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write beside, then rename: a reader finds the whole file or none."""
-    beside = file.with_suffix(".json.tmp")
-    with beside.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2, allow_nan=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(file)
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the directory for this process alone, where the system can."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"the run in {directory} is going on in another process; wait for it or stop it") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Set PyTorch's number of threads for a while; None leaves it."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _determinism(wanted: bool) -> Iterator[None]:
+    """Let PyTorch use operations whose results are the same bits every time, for a while."""
+    if not wanted:
+        yield
+        return
+    memory: Any = torch.utils.deterministic  # whose attribute is a property that mypy does not see
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace or ":4096:8"  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # that would cost time, and change nothing
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]
+        if workspace is None:
+            del os.environ["CUBLAS_WORKSPACE_CONFIG"]

@@ -1,18 +1,29 @@
-"""Tracking: scalars and figures into TensorBoard's event files, figures also as PNG.
+"""Tracking: what a run reports, in TensorBoard's event files; figures also as PNG.
 
-Events are written with TensorBoard's own writer: all values of a step are one event, at about a third of the cost of
-one `SummaryWriter.add_scalar` each, and a figure is drawn once for both of its places.
+Records are written with TensorBoard's own writer, but not through its thread: all values of a step are one event, at
+about a third of the cost of one `SummaryWriter.add_scalar` each, and a full disk is an error where it happens.
 """
 
 import io
+import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.hparams import plugin_data_pb2, summary_v2
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.text.metadata import create_summary_metadata
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from minigrad.errors import RunFailed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +32,7 @@ _DOTS_PER_INCH = 150
 
 
 class Tracker:
-    """Writes what a run reports below its directory.
+    """Writes what a run reports below its directory. Every method raises RunFailed if the disk takes no more.
 
     Args:
         directory: the run's directory; event files lie in it, PNG files in its `figures/`.
@@ -29,11 +40,19 @@ class Tracker:
 
     def __init__(self, directory: Path) -> None:
         self._figures = directory / "figures"
-        self._writer = EventFileWriter(str(directory))
+        now = time.time_ns()  # TensorBoard reads files in the order of their names
+        name = f"events.out.tfevents.{now // 10**9:010d}.{now % 10**9:09d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (directory / name).open("xb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(file_version="brain.Event:2"))
+
+    def purge(self, step: int) -> None:
+        """Let TensorBoard forget what earlier event files of the directory hold from this step on."""
+        self._write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write the values of a step under their tags."""
-        self._write(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        self._summary(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
 
     def figure(self, tag: str, figure: "Figure", step: int = 0) -> Path:
         """Write a matplotlib figure under its tag and as `figures/<tag>.png`; return the file's path."""
@@ -41,15 +60,60 @@ class Tracker:
         figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
         width, height = (round(inches * _DOTS_PER_INCH) for inches in figure.get_size_inches())
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=buffer.getvalue())
-        self._write(step, [Summary.Value(tag=tag, image=image)])
-        self._figures.mkdir(exist_ok=True)
+        self._summary(step, [Summary.Value(tag=tag, image=image)])
         path = self._figures / f"{tag.replace('/', '_')}.png"
-        path.write_bytes(buffer.getvalue())
+        try:
+            self._figures.mkdir(exist_ok=True)
+            path.write_bytes(buffer.getvalue())
+        except OSError as error:
+            raise RunFailed(f"{path} cannot be written: {error.strerror}") from error
         return path
 
-    def close(self) -> None:
-        """Write what is still in memory and close the event file."""
-        self._writer.close()
+    def text(self, tag: str, markdown: str, step: int = 0) -> None:
+        """Write a text under its tag."""
+        content = TensorProto(
+            dtype=DT_STRING,
+            string_val=[markdown.encode()],
+            tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
+        )
+        metadata = create_summary_metadata(display_name=tag, description="")
+        self._summary(step, [Summary.Value(tag=tag, metadata=metadata, tensor=content)])
 
-    def _write(self, step: int, values: list[Summary.Value]) -> None:
-        self._writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=values)))
+    def hyperparameters(self, values: Mapping[str, bool | float | str]) -> None:
+        """Write what the HPARAMS page shows of this run; its metrics there are the last values of its curves."""
+        self._summary(0, summary_v2.hparams_pb(dict(values)).value)
+
+    def end(self, succeeded: bool) -> None:
+        """Write to the HPARAMS page how the run ended."""
+        status = Status.STATUS_SUCCESS if succeeded else Status.STATUS_FAILURE
+        info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+        metadata = hparams_metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=info))
+        tag = hparams_metadata.SESSION_END_INFO_TAG
+        self._summary(0, [Summary.Value(tag=tag, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR)])
+
+    def flush(self) -> None:
+        """Hand what was written to the system, so that it is seen, and outlives this process."""
+        try:
+            self._records.flush()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        try:
+            self._records.close()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _summary(self, step: int, values: list[Summary.Value]) -> None:
+        self._write(Event(step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        try:
+            self._records.write(event.SerializeToString())
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> RunFailed:
+        return RunFailed(f"{self._file.name} cannot be written: {error.strerror}")

@@ -11,19 +11,26 @@ from minigrad import catalog, commandline
 from minigrad.errors import RunFailed
 
 
-def start(stem: str, values: dict[str, Any]) -> None:
+def start(stem: str, values: dict[str, Any], given: set[str]) -> None:
     """Run the experiment `experiments/<stem>.py` with the values of a composed config.
+
+    Args:
+        stem: the experiment's.
+        values: the composed config.
+        given: the keys that the command line itself gives.
 
     Raises:
         UserError: a key is unknown, or a value is wrong.
         RunFailed: what the experiment set out to show did not come true.
     """
     from minigrad.config import typed
+    from minigrad.resumption import settled
     from minigrad.run import Run
 
-    experiment = catalog.load_experiment(stem)
-    config = typed(experiment.Config, {"experiment": stem, **values}, f"experiment={stem}")
-    with Run(config) as run:
+    values = settled({"experiment": stem, **values}, given)
+    experiment = catalog.load_experiment(values["experiment"])
+    config = typed(experiment.Config, values, f"experiment={values['experiment']}")
+    with Run(config, resumed=values.get("resume") is not None) as run:
         print(f"{config.label} on {run.device} ({run.path} path), seed {config.seed}", flush=True)
         try:
             reached = experiment.run(config, run)

@@ -2,96 +2,202 @@
 
 A plain script uses it as the command line does:
 
-    objective = Digits("tanh", batch_size=32, seed=0, device=torch.device("cpu"), hidden=[128, 128])
-    trainer = Trainer(objective, gradient_descent, learning_rate=0.1)
+    trainer = Trainer(objective, momentum, learning_rate=0.1)
     record = trainer.advance(500)
     print(record.loss[-1], objective.judge())
+
+where `objective` is anything with the three methods of `minigrad.objectives.Trainable`.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from minigrad.errors import RunFailed
+from minigrad.errors import UserError
+from minigrad.guard import guard_of
 from minigrad.objectives.objective import Trainable
-from minigrad.rules import Rule
+from minigrad.record import NonFiniteError, Record
+from minigrad.rules import Rule, check_rule, new_state
+from minigrad.tensors import flatten, overwrite, total_norm
 
 
-@dataclass(frozen=True)
-class Record:
-    """What consecutive steps report, on the host.
+class Report(NamedTuple):
+    """What one step reports, on the device; the attributes are those of `Record`, for one step."""
 
-    Attributes:
-        first_step: number of updates made before the first of these steps.
-        loss: (steps,) float32, the batch's loss before the step's update.
-        gradient_norm: (steps,) float32, Euclidean norm of the gradient of all parameters.
-    """
-
-    first_step: int
     loss: Tensor
     gradient_norm: Tensor
-
-
-class NonFiniteError(RunFailed):
-    """A loss or a gradient that is infinite or not a number.
-
-    Attributes:
-        record: the steps before it, all of them finite.
-    """
-
-    def __init__(self, message: str, record: Record) -> None:
-        super().__init__(message)
-        self.record = record
+    gradient_norms: list[Tensor]
+    applied: Tensor
+    learning_rate: float
 
 
 class Trainer:
     """Trains an objective by a rule.
 
+    A step whose loss or gradient is not finite changes neither the parameters nor the rule's state.
+
     Args:
-        objective: owns the parameters and gives a batch for a step and a loss for a batch.
-        rule: updates parameters in place from gradients and a learning rate.
-        learning_rate: handed to the rule at every step.
+        objective: owns the parameters, gives batches and the loss of a batch.
+        rule: updates parameters in place from gradients and a learning rate; one of `minigrad.rules`.
+        learning_rate: handed to the rule; a number, or a function from the step, counted from 0, to one.
+        accumulate: batches per step, whose gradients are averaged.
+        clip_norm: a gradient longer than this, all parameters taken together, is scaled down to it; None: never.
+        autocast: dtype in which matrix products are computed (`torch.autocast`); None: that of the parameters.
+        on_nonfinite: "stop" raises at the first step that is not finite, "skip" goes on after it.
 
     Attributes:
-        steps: number of updates made so far.
+        steps: number of steps made so far.
+        parameters: the tensors that are trained, by name.
+        state: the rule's state: by name, a tensor, or a list of one for each parameter.
+
+    Raises:
+        UserError: there is nothing to train, or an option is out of its range.
     """
 
-    def __init__(self, objective: Trainable, rule: Rule, learning_rate: float) -> None:
+    def __init__(
+        self,
+        objective: Trainable,
+        rule: Rule,
+        learning_rate: float | Callable[[int], float],
+        *,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        autocast: torch.dtype | None = None,
+        on_nonfinite: str = "stop",
+    ) -> None:
         self.objective = objective
         self.rule = rule
-        self.learning_rate = learning_rate
-        self.parameters = objective.parameters()
         self.steps = 0
+        self.parameters = objective.parameters()
+        _check(self.parameters, accumulate, clip_norm, on_nonfinite)
+        check_rule(rule)
+        self._tensors = list(self.parameters.values())
+        self.state = new_state(rule, self._tensors)
+        self._guard = guard_of([*self._tensors, *flatten(self.state)], stops=on_nonfinite == "stop")
+        self._rate_at = learning_rate if callable(learning_rate) else lambda step: learning_rate
+        self._accumulate = accumulate
+        self._clip_norm = clip_norm
+        self._stops = on_nonfinite == "stop"
+        self._precision: Callable[[], AbstractContextManager[Any]] = (
+            nullcontext if autocast is None else partial(torch.autocast, self._tensors[0].device.type, autocast)
+        )
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        """Make one update, and return the loss before it and the norm of its gradient, both () on the device."""
-        batch = self.objective.batch(self.steps)
-        loss = self.objective.loss(batch)
-        gradients = list(torch.autograd.grad(loss, self.parameters))
+    def step(self) -> Report:
+        """Make one step: the loss, its gradient, and the rule's update.
+
+        It waits for nothing, so it cannot raise where the loss or the gradient is not finite: then nothing changes,
+        and unless `on_nonfinite` is "skip" nothing changes any more until `advance` has raised.
+        """
+        loss, gradients = self._backward()
+        learning_rate = self._rate_at(self.steps)
         with torch.no_grad():
-            gradient_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            self.rule(self.parameters, gradients, self.learning_rate)
+            gradient_norms = list(torch._foreach_norm(gradients))
+            gradient_norm = total_norm(gradient_norms)
+            if self._clip_norm is not None:
+                torch._foreach_mul_(gradients, (self._clip_norm / gradient_norm).clamp(max=1))
+            update = partial(self.rule, self._tensors, gradients, learning_rate, **self.state)
+            applied = self._guard.apply(update, loss, gradient_norm)
         self.steps += 1
-        return loss.detach(), gradient_norm
+        return Report(loss, gradient_norm, gradient_norms, applied, learning_rate)
 
-    def advance(self, steps: int) -> Record:
-        """Make `steps` updates without waiting for the device, then copy what they reported to the host, once.
+    def _backward(self) -> tuple[Tensor, list[Tensor]]:
+        """Return the mean loss of the step's batches and its gradient, one tensor for each parameter."""
+        for tensor in self._tensors:
+            tensor.grad = None
+        losses = []
+        for i in range(self._accumulate):
+            batch = self.objective.batch(self.steps * self._accumulate + i)
+            with self._precision():
+                loss = self.objective.loss(batch)
+            loss.backward()  # adds to what is there
+            losses.append(loss.detach())
+        gradients = []
+        for name, tensor in self.parameters.items():
+            if tensor.grad is None:
+                raise UserError(f"the loss does not depend on {name}: leave it out of the objective's parameters()")
+            gradients.append(tensor.grad)
+        if self._accumulate == 1:
+            return losses[0], gradients
+        torch._foreach_div_(gradients, self._accumulate)
+        return torch.stack(losses).mean(), gradients
+
+    def advance(self, steps: int, stop: Callable[[], bool] = lambda: False) -> Record:
+        """Make up to `steps` steps without waiting for the device, then copy what they reported to the host, once.
+
+        Args:
+            steps: at least 1.
+            stop: asked after every step; true ends it there.
+
+        Returns: what the steps that were made reported.
 
         Raises:
-            NonFiniteError: a loss or a gradient was not finite; the message names the first such step.
+            NonFiniteError: a loss or a gradient was not finite and `on_nonfinite` is "stop"; the message names the step
+                and the first parameter. Parameters, state and `steps` are as they were before that step.
         """
         first_step = self.steps
-        reports = torch.empty(2, steps, device=self.parameters[0].device)
-        for i in range(steps):
-            reports[0, i], reports[1, i] = self.step()
-        loss, gradient_norm = reports.cpu()
-        finite = loss.isfinite() & gradient_norm.isfinite()
-        if not finite.all():
-            last = int(finite.long().argmin())
-            raise NonFiniteError(
-                f"step {first_step + last}: the loss is {loss[last]:g} and the norm of its gradient "
-                f"{gradient_norm[last]:g}; a smaller learning_rate than {self.learning_rate:g} may help",
-                Record(first_step, loss[:last], gradient_norm[:last]),
-            )
-        return Record(first_step, loss, gradient_norm)
+        reports = [self.step()]
+        while len(reports) < steps and not stop():
+            reports.append(self.step())
+        record = self._copy(first_step, reports)
+        if self._stops and not record.applied.all():
+            bad = int(record.applied.long().argmin())
+            self.steps = first_step + bad
+            self._guard.release()
+            advice = f"a smaller learning_rate than {record.learning_rate[bad]:g} may help"
+            raise NonFiniteError(f"{record.complaint(bad)}; {advice}", record.until(bad))
+        return record
+
+    def _copy(self, first_step: int, reports: list[Report]) -> Record:
+        """Return the reports on the host, by one copy from the device."""
+        columns = [
+            torch.stack([report.loss for report in reports]),
+            torch.stack([report.gradient_norm for report in reports]),
+            torch.stack([norm for report in reports for norm in report.gradient_norms]),
+            torch.stack([report.applied for report in reports]),
+        ]
+        widths = [column.numel() // len(reports) for column in columns]
+        shaped = [column.view(len(reports), width) for column, width in zip(columns, widths, strict=True)]
+        loss, gradient_norm, gradient_norms, applied = torch.cat(shaped, dim=1).cpu().split(widths, dim=1)
+        return Record(
+            first_step=first_step,
+            names=tuple(self.parameters),
+            loss=loss.view(-1),
+            gradient_norm=gradient_norm.view(-1),
+            gradient_norms=gradient_norms,
+            applied=applied.view(-1).bool(),
+            learning_rate=torch.tensor([report.learning_rate for report in reports], dtype=torch.float64),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next step depends on besides the objective: steps, parameters, the rule's state.
+
+        The tensors are the trainer's own, not copies.
+        """
+        parameters = {name: tensor.detach() for name, tensor in self.parameters.items()}
+        return {"steps": self.steps, "parameters": parameters, "rule": self.state}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned.
+
+        Raises:
+            UserError: it is that of another model or rule; the message names the first difference.
+        """
+        overwrite(self.parameters, saved["parameters"], "parameters")
+        overwrite(self.state, saved["rule"], "state of the rule")
+        self.steps = saved["steps"]
+
+
+def _check(parameters: dict[str, Tensor], accumulate: int, clip_norm: float | None, on_nonfinite: str) -> None:
+    if not parameters:
+        raise UserError("the objective has no parameters: there is nothing to train")
+    if accumulate < 1:
+        raise UserError(f"accumulate={accumulate}: expected an integer from 1 on")
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise UserError(f"clip_norm={clip_norm:g}: expected a finite number above 0")
+    if on_nonfinite not in ("stop", "skip"):
+        raise UserError(f"on_nonfinite={on_nonfinite}: expected one of stop, skip")

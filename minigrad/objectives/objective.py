@@ -2,28 +2,34 @@
 
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Trainable(Protocol):
-    """What the trainer asks of an objective: parameters, a batch for every step, and the loss of a batch."""
+    """What the trainer asks of an objective: parameters, batches, and the loss of a batch."""
 
-    def parameters(self) -> list[Tensor]:
-        """Return the tensors to train, leaves that require a gradient."""
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the tensors to train by their names, leaves that require a gradient."""
 
-    def batch(self, step: int) -> Any:
-        """Return the batch of a step; a function of the step alone, so that a run can go on anywhere."""
+    def batch(self, index: int) -> Any:
+        """Return a batch; a function of its index alone, so that a run can go on anywhere."""
 
     def loss(self, batch: Any) -> Tensor:
         """Return the loss of a batch, () floating point."""
 
 
 class Objective(Trainable, Protocol):
-    """What a training run asks beyond that: the length of an epoch, and how to judge the result."""
+    """What a training run asks beyond that.
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in one pass over the training data."""
+    Attributes:
+        model: what is trained; `parameters()` are the model's. Its class is one of `minigrad.models.MODELS`.
+        batches_per_epoch: batches in one pass over the training data; None where there are no data to pass over.
+        notes: what its user should know of how it was set up, a line each.
+    """
+
+    model: nn.Module
+    batches_per_epoch: int | None
+    notes: list[str]
 
     def judge(self) -> dict[str, Tensor]:
-        """Return what the result is worth, () tensors on the device under the tags of TensorBoard."""
+        """Return what the result is worth, () tensors on the device under TensorBoard's tags; `test/loss` is one."""

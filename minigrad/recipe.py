@@ -1,0 +1,110 @@
+"""What a trainer is made of, as a config says it: objective, rule, schedule and the options of the step."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from minigrad.config import RunConfig, bind, check_at_least, check_one_of, check_positive, show
+from minigrad.errors import UserError
+from minigrad.objectives import OBJECTIVES
+from minigrad.objectives.objective import Objective
+from minigrad.rules import RULES, check_rule
+from minigrad.trainer import Trainer
+from minigrad_kernels import ACTIVATIONS
+
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+
+
+@dataclass
+class Recipe(RunConfig):
+    """The keys of every experiment that trains; `objective` and `rule` are groups with keys of their own.
+
+    An objective names what it needs of `activation`, `batch_size` and `function` in its signature; what it does not
+    name has to be null.
+    """
+
+    objective: dict[str, Any]
+    rule: dict[str, Any]
+    learning_rate: float | None
+    activation: str | None
+    batch_size: int | None
+    epochs: int | None
+    steps: int | None
+    function: str | None
+    accumulate: int
+    clip_norm: float | None
+    precision: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        needs = _needs(bind(OBJECTIVES, self.objective, "objective"))
+        name = self.objective["name"]
+        for key in ("activation", "batch_size", "function"):
+            value = getattr(self, key)
+            if value is None and key in needs:
+                raise UserError(f"{key} has no value; objective={name} needs one")
+            if value is not None and key not in needs:
+                raise UserError(f"{key}={show(value)}: objective={name} has no use for it; leave it out")
+        check_rule(bind(RULES, self.rule, "rule"))
+        if self.learning_rate is None:
+            raise UserError("learning_rate has no value; give a number")
+        check_positive("learning_rate", self.learning_rate)
+        if self.activation is not None:
+            check_one_of("activation", self.activation, ACTIVATIONS)
+        for key in ("batch_size", "epochs", "steps", "accumulate"):
+            if getattr(self, key) is not None:
+                check_at_least(key, getattr(self, key), 1)
+        if self.clip_norm is not None:
+            check_positive("clip_norm", self.clip_norm)
+        check_one_of("precision", self.precision, PRECISIONS)
+        if self.precision == "bfloat16" and "activation" not in needs:
+            raise UserError(f"precision=bfloat16: objective={name} is no network; use float32 or float64")
+
+    @property
+    def label(self) -> str:
+        """A run that trains is called by its objective."""
+        return str(self.objective["name"])
+
+    def new_objective(self, device: torch.device) -> Objective:
+        """Return the objective on a device, its parameters where they start."""
+        entry = bind(OBJECTIVES, self.objective, "objective")
+        given = {
+            "activation": self.activation,
+            "batch_size": self.batch_size,
+            "function": self.function,
+            "seed": self.seed,
+            "device": device,
+            "dtype": PRECISIONS[self.precision],
+        }
+        return entry(**{name: given[name] for name in _needs(entry)})
+
+    def new_trainer(self, objective: Objective, learning_rate: Callable[[int], float], on_nonfinite: str) -> Trainer:
+        """Return a trainer of an objective."""
+        return Trainer(
+            objective,
+            bind(RULES, self.rule, "rule"),
+            learning_rate,
+            accumulate=self.accumulate,
+            clip_norm=self.clip_norm,
+            autocast=torch.bfloat16 if self.precision == "bfloat16" else None,
+            on_nonfinite=on_nonfinite,
+        )
+
+    def total_steps(self, objective: Objective) -> int:
+        """Return how many steps are asked for."""
+        if self.steps is not None:
+            return self.steps
+        if self.epochs is None:
+            raise UserError(f"neither steps nor epochs are given; objective={self.label} needs one of them")
+        if objective.batches_per_epoch is None:
+            raise UserError(f"epochs={self.epochs}: objective={self.label} has no data to pass over; give steps")
+        return max(1, self.epochs * objective.batches_per_epoch // self.accumulate)
+
+
+def _needs(entry: Callable[..., object]) -> list[str]:
+    """Return what an objective takes from the run: its parameters that are no options of its own."""
+    parameters = inspect.signature(entry).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]

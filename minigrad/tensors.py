@@ -1,0 +1,50 @@
+"""Many tensors at once: to walk over named ones, to overwrite them from saved ones, to measure them together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigrad.errors import UserError
+
+Named = Mapping[str, Tensor | list[Tensor]]
+
+
+def flatten(named: Named) -> list[Tensor]:
+    """Return all tensors, lists opened."""
+    return [tensor for value in named.values() for tensor in (value if isinstance(value, list) else [value])]
+
+
+def total_norm(norms: list[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all tensors together, from that of each, () each."""
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+@torch.no_grad()
+def overwrite(named: Named, saved: Any, kind: str) -> None:
+    """Copy saved tensors into those of the same names.
+
+    Args:
+        named: what is overwritten, in place, each in its own dtype and on its own device.
+        saved: of the same names and shapes.
+        kind: what they are, for the messages.
+
+    Raises:
+        UserError: the names, the lengths of a list or the shapes differ; nothing has been overwritten then.
+    """
+    if not isinstance(saved, Mapping) or set(saved) != set(named):
+        found = ", ".join(map(str, saved)) if isinstance(saved, Mapping) else type(saved).__name__
+        raise UserError(f"the saved {kind} are {found}, and here they are {', '.join(named)}: they do not fit")
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for name, value in named.items():
+        here, there = ([item] if isinstance(item, Tensor) else item for item in (value, saved[name]))
+        if not isinstance(there, list) or [getattr(t, "shape", None) for t in there] != [t.shape for t in here]:
+            raise UserError(f"the saved {kind} do not fit: {name} is {_shapes(there)}, and here {_shapes(here)}")
+        pairs += zip(here, there, strict=True)
+    for tensor, other in pairs:
+        tensor.copy_(other)
+
+
+def _shapes(tensors: Any) -> str:
+    return ", ".join(str(tuple(getattr(tensor, "shape", ()))) for tensor in tensors)
