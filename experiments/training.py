@@ -24,7 +24,7 @@ from minigrad.tensors import overwrite
 from minigrad.trainer import Trainer
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Config(Recipe):
     """The keys of a training run."""
 
@@ -42,6 +42,8 @@ class Config(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.learning_rate is None:
+            raise UserError("learning_rate has no value; give a number above 0")
         check_schedule(bind(SCHEDULES, self.schedule, "schedule"))
         check_one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
         check_at_least("warmup_steps", self.warmup_steps, 0)

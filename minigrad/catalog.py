@@ -6,6 +6,7 @@ checkout's otherwise. An experiment is loaded by its file's path under that root
 
 import ast
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -60,11 +61,34 @@ def describe(group: str, option: str) -> str:
     if group == "experiment" and experiment.is_file():
         tree = ast.parse(experiment.read_text(encoding="utf-8"))  # not imported: help is to be quick
         return (ast.get_docstring(tree) or "").partition("\n")[0]
-    first = (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    lines = (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+    first = next((line for line in lines if not line.startswith("# @")), "")
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-def settings(file: Path) -> list[str]:
-    """Return a config's top-level `key: value # comment` lines as they stand in its file."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line[:1].isalpha() and not line.startswith(("defaults:", "hydra:", "name:"))]
+def settings(group: str, option: str) -> list[str]:
+    """Return the `key: value # comment` lines of an option's config as they stand there.
+
+    Keys are written as on the command line: those of a group with its name, `rule.momentum`.
+    """
+    lines = (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+    own = "" if any(line.startswith("# @package _global_") for line in lines) else f"{group}."
+    found = []
+    for line in lines:
+        if line.startswith(f"{group}:"):
+            own = f"{group}."
+        elif line.strip()[:1].isalpha() and not line.strip().startswith(("defaults:", "name:")):
+            found.append(own + line.strip())
+    return found
+
+
+def choices(stem: str) -> dict[str, str]:
+    """Return the option of every group that an experiment takes by default."""
+    text = (CONFIGS / "experiment" / f"{stem}.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^  - /(\w+)(?:@[\w.]+)?: (\w+)$", text, re.MULTILINE))
+
+
+def common_settings() -> list[str]:
+    """Return the lines of the keys that every run has."""
+    lines = (CONFIGS / "train.yaml").read_text(encoding="utf-8").partition("\nhydra:")[0].splitlines()
+    return [line for line in lines if line[:1].isalpha() and not line.startswith("defaults:")]

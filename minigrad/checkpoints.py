@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from minigrad.errors import UserError
 from minigrad.files import write_whole
 
 _FORMAT = "minigrad 1"
+_KINDS = {
+    "seconds": float,
+    "metrics": dict,
+    "model": dict,
+    "generators": dict,
+    "trainer": dict,
+    "stopping": dict,
+    "path": dict,
+}
 _MARK = b"\nsha256 "
 _TAIL = len(_MARK) + 64 + 1  # the digest in hexadecimal, and the end of the line
 
@@ -39,7 +49,7 @@ class Checkpoints:
 
         Args:
             steps: number of steps made.
-            content: tensors and plain values, by name.
+            content: tensors and plain values, by the names of `_KINDS`.
 
         Raises:
             RunFailed: the disk is full or read-only; earlier checkpoints are intact.
@@ -48,9 +58,8 @@ class Checkpoints:
         torch.save({"format": _FORMAT, **content}, buffer)
         payload = buffer.getvalue()
         digest = hashlib.sha256(payload).hexdigest().encode()
-        self._directory.mkdir(exist_ok=True)
         write_whole(self._file(steps), payload + _MARK + digest + b"\n")
-        self._prune()
+        self._prune(steps)
 
     def mark_best(self, steps: int, loss: float) -> None:
         """Note that the checkpoint of so many steps has the lowest loss so far, if there is one of so many."""
@@ -80,7 +89,7 @@ class Checkpoints:
         """Return the content of the checkpoint that was judged best.
 
         Raises:
-            UserError: none was judged, or it is not whole.
+            UserError: none was judged, or it or the note of it is not whole.
         """
         steps = self._best()
         if steps is None:
@@ -89,22 +98,29 @@ class Checkpoints:
 
     def _best(self) -> int | None:
         """Return the steps of the best, as noted; None before the first."""
+        file = self._directory / "best.json"
         try:
-            return int(json.loads((self._directory / "best.json").read_text(encoding="utf-8"))["steps"])
+            return int(json.loads(file.read_bytes())["steps"])
         except FileNotFoundError:
             return None
+        except (OSError, ValueError, TypeError, LookupError, OverflowError):
+            raise UserError(f"{file} is damaged; remove it to go on without") from None
 
     def _file(self, steps: int) -> Path:
         return self._directory / f"{steps:09d}.pt"
 
     def _files(self) -> list[Path]:
         """Return all checkpoints, the newest last."""
-        return sorted(file for file in self._directory.glob("*.pt") if file.stem.isdecimal())
+        files = [file for file in self._directory.glob("*.pt") if file.stem.isdecimal()]
+        return sorted(files, key=lambda file: int(file.stem))
 
-    def _prune(self) -> None:
-        for file in self._files()[: -self._keep]:
+    def _prune(self, steps: int) -> None:
+        """Remove what is not to be kept up to the checkpoint of so many steps; later ones are damaged, or not ours."""
+        files = [file for file in self._files() if int(file.stem) <= steps]
+        for file in files[: -self._keep]:
             if int(file.stem) != self._best():
-                file.unlink()
+                with suppress(OSError):  # one that stays does no harm
+                    file.unlink()
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -122,11 +138,13 @@ def read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is damaged: its SHA-256 is not the one that it was written with")
     try:
         loaded = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-        if loaded["format"] != _FORMAT:
-            raise UserError(f"{file} has the format {loaded['format']!r}; this version reads {_FORMAT!r}")
-    except UserError:
-        raise
     except Exception as error:  # whatever a file that was not written here makes of the reader
         raise UserError(f"{file} is no checkpoint of minigrad") from error
-    assert isinstance(loaded, dict)
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("format"), str):
+        raise UserError(f"{file} is no checkpoint of minigrad")
+    if loaded["format"] != _FORMAT:
+        raise UserError(f"{file} has the format {loaded['format']!r}; this version reads {_FORMAT!r}")
+    missing = [name for name, kind in _KINDS.items() if not isinstance(loaded.get(name), kind)]
+    if missing:
+        raise UserError(f"{file} is no checkpoint of minigrad: it lacks {', '.join(missing)}")
     return loaded

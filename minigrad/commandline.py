@@ -168,22 +168,28 @@ def _argv(arguments: list[str]) -> Iterator[None]:
 
 
 def _help(overrides: Sequence[str]) -> str:
-    """Return the help; with `experiment=<stem>` among the overrides, its keys in place of training's."""
-    named = [text.removeprefix("experiment=") for text in overrides if text.startswith("experiment=")]
-    stem = named[-1] if named else "training"
-    catalog.check_option("experiment", stem)
-    lines = [f"usage: {PROGRAM} [experiment=NAME] [objective=NAME] [rule=NAME] [key=value ...]", ""]
-    for group, options in catalog.groups().items():
-        described = [f"  {option:<20} {catalog.describe(group, option)}" for option in options]
-        lines += [f"{group}=", *described, ""]
-    for title, file in (("every run", "train"), (f"experiment={stem}", f"experiment/{stem}")):
-        keys = [f"  {line}" for line in catalog.settings(catalog.CONFIGS / f"{file}.yaml")]
-        lines += [f"keys of {title}, with their defaults:", *keys, ""]
+    """Return the help; what is named among the overrides, `experiment=exactness` say, is shown with its keys."""
+    groups = catalog.groups()
+    given = {key: option for key, _, option in (text.partition("=") for text in overrides) if key in groups}
+    for group, option in given.items():
+        catalog.check_option(group, option)
+    stem = given.get("experiment", "training")
+    named = {"experiment": stem, **catalog.choices(stem), **given}
+    lines = [
+        f"usage: {PROGRAM} [experiment=NAME] [objective=NAME] [rule=NAME] [schedule=NAME] [key=value ...]",
+        "",
+    ]
+    for group, options in groups.items():
+        lines += [f"{group}=", *(f"  {option:<20} {catalog.describe(group, option)}" for option in options), ""]
+    lines += ["keys of every run, with their defaults:", *(f"  {line}" for line in catalog.common_settings()), ""]
+    for group, option in named.items():
+        keys = catalog.settings(group, option)
+        lines += [f"keys of {group}={option}, with their defaults:", *(f"  {key}" for key in keys), ""] if keys else []
     lines += [
         "options:",
         "  -m, --multirun       run every combination: -m activation=tanh,relu seed=0,1,2; -m 'experiment=glob(*)'",
         "  -c, --cfg job        print the composed config and stop",
         "  -sc, --shell-completion install=bash   print what makes the shell complete keys and options",
-        "  -h, --help           this help; with experiment=NAME, the keys of that experiment",
+        "  -h, --help           this help; with experiment=NAME, objective=NAME, rule=NAME or schedule=NAME, its keys",
     ]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, make_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, make_dataclass
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -84,14 +84,15 @@ def typed(schema: type[C], values: Mapping[str, Any], owner: str, prefix: str = 
 
     Args:
         schema: a dataclass; it checks ranges in its `__post_init__`.
-        values: its fields by name, neither more nor fewer.
+        values: its fields by name; one with a default may be missing.
         owner: whose keys these are, for the messages: "experiment=training".
         prefix: what stands before a key on the command line, such as "objective.".
 
     Raises:
         UserError: a key is unknown or missing, or a value has the wrong type or is out of range.
     """
-    names = [field.name for field in fields(schema)]  # type: ignore[arg-type]  # `type[C]` cannot say: a dataclass
+    known = fields(schema)  # type: ignore[arg-type]  # `type[C]` cannot say: a dataclass
+    names = [field.name for field in known if field.name in values or field.default is MISSING]
     kinds = typing.get_type_hints(schema)
     for key in values:
         if key not in names:
@@ -107,9 +108,9 @@ def typed(schema: type[C], values: Mapping[str, Any], owner: str, prefix: str = 
         except OmegaConfBaseException:
             expected = _describe(kinds[name])
             raise UserError(f"{prefix}{name}={show(values[name])}: expected {expected}") from None
-    instance = OmegaConf.to_object(node)  # runs the dataclass's own checks
-    assert isinstance(instance, schema)
-    return instance
+    checked = OmegaConf.to_container(node)  # a "???" inside a group is left for whoever binds the group
+    assert isinstance(checked, dict)
+    return schema(**{name: checked[name] for name in names})
 
 
 def as_yaml(config: RunConfig) -> str:
@@ -165,5 +166,6 @@ def _describe(kind: Any) -> str:
         return " or ".join("null" if argument is type(None) else _describe(argument) for argument in arguments)
     if typing.get_origin(kind) is list:
         plural = {int: "integers", float: "numbers", str: "names"}
-        return f"a list of {plural[arguments[0]]} such as {'[64, 32]' if arguments[0] is int else '[a, b]'}"
+        examples = {int: "[64, 32]", float: "[0.5, 1]", str: "[a, b]"}
+        return f"a list of {plural[arguments[0]]} such as {examples[arguments[0]]}"
     return words.get(kind, "a group of keys")

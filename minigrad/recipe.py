@@ -18,25 +18,24 @@ from minigrad_kernels import ACTIVATIONS
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Recipe(RunConfig):
     """The keys of every experiment that trains; `objective` and `rule` are groups with keys of their own.
 
-    An objective names what it needs of `activation`, `batch_size` and `function` in its signature; what it does not
-    name has to be null.
+    Those with a default are there for the objectives that have a use for them, whose configs bring them.
     """
 
     objective: dict[str, Any]
     rule: dict[str, Any]
     learning_rate: float | None
-    activation: str | None
-    batch_size: int | None
-    epochs: int | None
     steps: int | None
-    function: str | None
     accumulate: int
     clip_norm: float | None
     precision: str
+    activation: str | None = None
+    batch_size: int | None = None
+    epochs: int | None = None
+    function: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,9 +48,8 @@ class Recipe(RunConfig):
             if value is not None and key not in needs:
                 raise UserError(f"{key}={show(value)}: objective={name} has no use for it; leave it out")
         check_rule(bind(RULES, self.rule, "rule"))
-        if self.learning_rate is None:
-            raise UserError("learning_rate has no value; give a number")
-        check_positive("learning_rate", self.learning_rate)
+        if self.learning_rate is not None:
+            check_positive("learning_rate", self.learning_rate)
         if self.activation is not None:
             check_one_of("activation", self.activation, ACTIVATIONS)
         for key in ("batch_size", "epochs", "steps", "accumulate"):

@@ -39,7 +39,7 @@ def overwrite(named: Named, saved: Any, kind: str) -> None:
     pairs: list[tuple[Tensor, Tensor]] = []
     for name, value in named.items():
         here, there = ([item] if isinstance(item, Tensor) else item for item in (value, saved[name]))
-        if not isinstance(there, list) or [getattr(t, "shape", None) for t in there] != [t.shape for t in here]:
+        if not isinstance(there, list) or [_shape(t) for t in there] != [_shape(t) for t in here]:
             raise UserError(f"the saved {kind} do not fit: {name} is {_shapes(there)}, and here {_shapes(here)}")
         pairs += zip(here, there, strict=True)
     for tensor, other in pairs:
@@ -47,4 +47,7 @@ def overwrite(named: Named, saved: Any, kind: str) -> None:
 
 
 def _shapes(tensors: Any) -> str:
-    return ", ".join(str(tuple(getattr(tensor, "shape", ()))) for tensor in tensors)
+    if not isinstance(tensors, list):
+        return f"of type {type(tensors).__name__}"
+    shapes = (tuple(item.shape) if isinstance(item, Tensor) else type(item).__name__ for item in tensors)
+    return ", ".join(map(str, shapes))
