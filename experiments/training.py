@@ -1,5 +1,7 @@
 """Train an objective by a rule: gradient descent with its curves in TensorBoard, and nothing lost when it stops."""
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +65,7 @@ def run(config: Config, run: Run) -> str:
     """Train to the last step or to a reason to stop; return what was reached."""
     training = Training(config, run)
     training.begin()
+    first_step, start = training.trainer.steps, time.perf_counter()
     with requested() as interruption, progress(training.total) as report:
         while True:
             training.look()
@@ -73,6 +76,7 @@ def run(config: Config, run: Run) -> str:
             if interruption.made():
                 training.save()
                 interruption.honour()
+    run.metrics["steps_per_second"] = (training.trainer.steps - first_step) / (time.perf_counter() - start)
     training.draw()
     return training.reached()
 
@@ -97,7 +101,8 @@ class Training:
         self._stopping = Stopping(config.patience, config.target_loss)
         self._path = path.Path(self.total)
         self._checkpoints = Checkpoints(run.directory / "checkpoints", config.keep)
-        self._saved_at = 0
+        self._saved_at: int | None = None
+        self._lowest_saved = math.inf  # of the losses judged where a checkpoint is due
         self._drawn = (
             self._objective if isinstance(self._objective, Function) and self._objective.x.numel() <= 2 else None
         )
@@ -106,10 +111,14 @@ class Training:
         """Start from the objective's own parameters, from those of another run, or where this run was."""
         for note in self._objective.notes:
             print(note, flush=True)
-        if self._config.resume is not None:
-            self._restore(self._checkpoints.newest(complain=print))
-        elif self._config.initial is not None:
+        saved = None if self._config.resume is None else self._checkpoints.newest(complain=print)
+        if saved is not None:
+            self._restore(saved)
+            return
+        if self._config.initial is not None:
             overwrite(self.trainer.parameters, saved_parameters(self._config.initial), "parameters")
+        if self._config.resume is not None:  # it was stopped before its first checkpoint
+            self._run.goes_on(0, 0)
 
     def advance(self, stop: Callable[[], bool]) -> None:
         """Train until something is due, or until the step after which `stop` says true."""
@@ -123,14 +132,11 @@ class Training:
             raise
 
     def look(self) -> None:
-        """Do what is due: keep the point, save, judge."""
+        """Do what is due: keep the point, judge, save."""
         steps = self.trainer.steps
         if self._drawn is not None:
             self._path.add(steps, self._drawn.x)
-        saves = steps % self._config.checkpoint_every == 0
-        if saves:
-            self.save()
-        if saves or steps % self._config.judge_every == 0 or steps == self.total:
+        if self._is_to_be_saved() or steps % self._config.judge_every == 0:
             self._judge()
 
     def is_over(self) -> bool:
@@ -139,19 +145,7 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint, after all curves up to it, unless there is one of this step."""
-        steps = self.trainer.steps
-        if steps == self._saved_at:
-            return
-        self._run.flush()
-        content = {
-            "seconds": self._run.seconds,
-            "metrics": self._run.metrics,
-            "model": describe(self._objective.model),
-            "generators": generators.state_dict(),
-            **{name: part.state_dict() for name, part in self._parts().items()},
-        }
-        self._checkpoints.save(steps, content)
-        self._saved_at = steps
+        self._save(self._content())
 
     def draw(self) -> None:
         """Draw the path of the point, if there is one of one or two variables, to TensorBoard and to `figures/`."""
@@ -170,16 +164,41 @@ class Training:
         return f"{values} at step {self.trainer.steps}{reason}"
 
     def _judge(self) -> None:
-        """Judge the result; once the run is over, see to it that its last step is saved."""
+        """Judge the result, and save what was before: on resumption the step of a checkpoint is judged again."""
+        before = self._content()
         tags, values = zip(*self._objective.judge().items(), strict=True)
         judged = dict(zip(tags, torch.stack(values).tolist(), strict=True))
         self._run.scalars(self.trainer.steps, judged)
         self._run.flush()
-        lowest = self._stopping.judged(judged["test/loss"])
-        if self.is_over():
-            self.save()
-        if lowest:
-            self._checkpoints.mark_best(self.trainer.steps, judged["test/loss"])
+        loss = judged["test/loss"]
+        self._stopping.judged(loss)
+        if not self._is_to_be_saved():
+            return
+        self._save(before)
+        if loss < self._lowest_saved:
+            self._lowest_saved = loss
+            self._checkpoints.mark_best(self.trainer.steps, loss)
+
+    def _is_to_be_saved(self) -> bool:
+        return self.trainer.steps % self._config.checkpoint_every == 0 or self.is_over()
+
+    def _save(self, content: dict[str, Any]) -> None:
+        steps = self.trainer.steps
+        if steps != self._saved_at:
+            self._run.flush()
+            self._checkpoints.save(steps, content)
+            self._saved_at = steps
+
+    def _content(self) -> dict[str, Any]:
+        """Return what a checkpoint holds; the tensors are those in use, not copies."""
+        return {
+            "seconds": self._run.seconds,
+            "metrics": dict(self._run.metrics),
+            "lowest_saved": self._lowest_saved,
+            "model": describe(self._objective.model),
+            "generators": generators.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
 
     def _write(self, record: Record) -> None:
         """Write the points of the curves, and say which steps were skipped."""
@@ -203,16 +222,19 @@ class Training:
         """Return what has a state of its own, by the names in a checkpoint."""
         return {"trainer": self.trainer, "stopping": self._stopping, "path": self._path}
 
-    def _restore(self, saved: dict[str, Any] | None) -> None:
-        if saved is None:  # the run was stopped before its first checkpoint
-            self._run.goes_on(0, 0)
-            return
-        for name, part in self._parts().items():
-            part.load_state_dict(saved[name])
-        generators.load_state_dict(saved["generators"])
+    def _restore(self, saved: dict[str, Any]) -> None:
+        try:
+            for name, part in self._parts().items():
+                part.load_state_dict(saved[name])
+            generators.load_state_dict(saved["generators"])
+            self._run.metrics.update(saved["metrics"])
+            self._lowest_saved, seconds = saved["lowest_saved"], saved["seconds"]
+        except UserError:
+            raise
+        except Exception as error:  # whatever comes of a content that was not written here
+            raise UserError(f"the checkpoint in {self._run.directory} is not one of such a run: {error!r}") from error
         steps = self._saved_at = self.trainer.steps
         if steps > self.total:
             raise UserError(f"the run has made {steps} steps already, and {self.total} are asked for; give more steps")
-        self._run.metrics.update(saved["metrics"])
-        self._run.goes_on(steps, saved["seconds"])
+        self._run.goes_on(steps, seconds)
         print(f"goes on at step {steps}", flush=True)

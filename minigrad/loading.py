@@ -41,7 +41,7 @@ def saved_parameters(run_dir: str | PathLike[str]) -> dict[str, Tensor]:
     Raises:
         UserError: there is no checkpoint, or none is whole.
     """
-    parameters: dict[str, Tensor] = _last(run_dir)["trainer"]["parameters"]
+    parameters: dict[str, Tensor] = _last(run_dir)["trainer"].get("parameters", {})
     return parameters
 
 

@@ -1,5 +1,6 @@
 """The path of a point over a function of one or two variables: gathered while it moves, and drawn over the contours."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,26 +57,29 @@ def draw(landscape: Landscape, path: Path, end: Tensor) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    points = torch.tensor([*path.points, end.detach().view(-1).tolist()])
+    points = torch.tensor([*path.points, end.detach().view(-1).tolist()], dtype=torch.float64)
     figure = Figure(figsize=(7, 5.6), layout="constrained")
     axes = figure.subplots()
-    sides = [torch.linspace(low, high, _GRID) for low, high in _bounds(landscape, points)]
+    sides = [torch.linspace(low, high, _GRID, dtype=torch.float64) for low, high in _bounds(landscape, points)]
     if len(sides) == 1:
         heights = _values(landscape, points.view(-1))
         axes.plot(sides[0], _values(landscape, sides[0]), color="0.6", label=landscape.name)
         axes.set(xlabel="x", ylabel="f(x)")
         places = [points[:, 0], heights]
-        minima = [(x, float(_values(landscape, torch.tensor([x])))) for (x,) in landscape.minima]
+        minima = [(x, float(_values(landscape, torch.tensor(x)))) for (x,) in landscape.minima]
     else:
         grid = torch.stack(torch.meshgrid(*sides, indexing="xy"), dim=-1)
-        above = _values(landscape, grid)
-        above = above - above.min()
+        heights = _values(landscape, grid)
+        heights = heights.where(heights.isfinite(), math.nan)  # which is left blank
+        above = heights - heights.nan_to_num(math.inf).min()
         # The logarithm shows valley floors and steep walls alike; the offset keeps it finite at the lowest point.
-        shades = axes.contourf(*sides, (above + 1e-5 * above.max()).log10(), levels=24, cmap="viridis")
+        offset = 1e-5 * float(above.nan_to_num(0).max()) or 1.0
+        shades = axes.contourf(*sides, (above + offset).log10(), levels=24, cmap="viridis")
         figure.colorbar(shades, label="log10 of the height above the lowest point drawn")
-        axes.set(xlabel="x", ylabel="y", xlim=sides[0][[0, -1]].tolist(), ylim=sides[1][[0, -1]].tolist())
+        axes.set(xlabel="x", ylabel="y")
         places = [points[:, 0], points[:, 1]]
         minima = [(x, y) for x, y in landscape.minima]
+    axes.axis(axes.axis())  # fixed: a path that leaves for infinity is cut off
     axes.plot(*places, color="#e4572e", lw=1.2, marker="o", ms=2.5 if len(points) > 60 else 4, label="path")
     axes.plot(*(place[0] for place in places), "s", color="white", mec="black", ms=8, label="start")
     axes.plot(*(place[-1] for place in places), "o", color="#e4572e", mec="black", ms=8, label="end")
@@ -92,7 +96,7 @@ def _every(stride: int) -> str:
 
 @torch.no_grad()
 def _values(landscape: Landscape, points: Tensor) -> Tensor:
-    return landscape.value(points.double()).float()
+    return landscape.value(points.double())
 
 
 def _bounds(landscape: Landscape, points: Tensor) -> list[tuple[float, float]]:

@@ -35,10 +35,10 @@ def _resumed(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any
     directory = Path(str(values["resume"])).expanduser()
     stored = _read(directory)
     for key in given:
-        here, there = _find(values, key), _find(stored, key)
+        here, there = _named(_find(values, key)), _named(_find(stored, key))
         if key != "resume" and key not in ANEW and here != there:
             raise UserError(
-                f"{key}={show(_named(here))}, but the run in {directory} has {show(_named(there))}; "
+                f"{key}={show(here)}, but the run in {directory} has {show(there)}; "
                 f"on resumption only {', '.join(ANEW)} may be given anew"
             )
     anew = {key: values[key] for key in ANEW if key in given}
@@ -55,7 +55,7 @@ def _read(directory: Path) -> dict[str, Any]:
         stored = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"resume={directory}: {file} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, RecursionError):  # no YAML, or none of plain values
         stored = None
     if not isinstance(stored, dict) or not isinstance(stored.get("experiment"), str):
         raise UserError(f"resume={directory}: {file} is no config of a run")

@@ -1,5 +1,6 @@
 """A run: its directory, its seed, its device and its record."""
 
+import errno
 import itertools
 import json
 import math
@@ -64,6 +65,7 @@ class Run:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:  # undoes what was done if the rest cannot be
+            stack.enter_context(_disk())
             if self._resumed:
                 self.directory = Path(str(self.config.run_dir))
             else:
@@ -133,21 +135,29 @@ class Run:
             shutil.rmtree(self.directory)
 
     def _close(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, UserError):
-            self._tracker.close()
-            return
-        interrupted = error is not None and not isinstance(error, Exception)
-        status = "finished" if error is None else "interrupted" if interrupted else "failed"
-        try:
-            if not interrupted:  # it may go on, and TensorBoard shows a run's first end alone
-                self._tracker.end(succeeded=error is None)
-            self._tracker.close()
-            write_whole(self.directory / "summary.json", self._summary(status, error))
-        except RunFailed:
-            if error is None:  # else the disk that is full has been said already
-                raise
+        """End the curves and write the summary; a full disk is an error of its own only if it is the first."""
+        first = error
+        for leave in (self._end_curves, self._write_summary):
+            try:
+                leave(first)
+            except RunFailed as failure:
+                first = first or failure
+        if error is None and first is not None:
+            raise first
 
-    def _summary(self, status: str, error: BaseException | None) -> bytes:
+    def _end_curves(self, error: BaseException | None) -> None:
+        try:
+            if error is None or (isinstance(error, Exception) and not isinstance(error, UserError)):
+                self._tracker.end(succeeded=error is None)  # else it may go on, and only its first end would be shown
+        finally:
+            self._tracker.close()
+
+    def _write_summary(self, error: BaseException | None) -> None:
+        if not isinstance(error, UserError):
+            write_whole(self.directory / "summary.json", self._summary(error))
+
+    def _summary(self, error: BaseException | None) -> bytes:
+        status = "finished" if error is None else "failed" if isinstance(error, Exception) else "interrupted"
         reason = {} if error is None else {"error": f"{type(error).__name__}: {error}"}
         content = {
             "status": status,
@@ -210,6 +220,17 @@ def _create_directory(config: RunConfig) -> Path:
 
 
 @contextmanager
+def _disk() -> Iterator[None]:
+    """Turn the error of a disk that takes no more, wherever in a run it comes, into a RunFailed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise RunFailed(f"{error.filename or 'the output'} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Hold the directory for this process alone, where the system can."""
     if sys.platform == "win32":
@@ -245,7 +266,8 @@ def _determinism(wanted: bool) -> Iterator[None]:
         yield
         return
     memory: Any = torch.utils.deterministic  # whose attribute is a property that mypy does not see
-    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = memory.fill_uninitialized_memory
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace or ":4096:8"  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(True)
@@ -253,7 +275,7 @@ def _determinism(wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        memory.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = fills
         if workspace is None:
             del os.environ["CUBLAS_WORKSPACE_CONFIG"]

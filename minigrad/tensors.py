@@ -34,20 +34,22 @@ def overwrite(named: Named, saved: Any, kind: str) -> None:
         UserError: the names, the lengths of a list or the shapes differ; nothing has been overwritten then.
     """
     if not isinstance(saved, Mapping) or set(saved) != set(named):
-        found = ", ".join(map(str, saved)) if isinstance(saved, Mapping) else type(saved).__name__
-        raise UserError(f"the saved {kind} are {found}, and here they are {', '.join(named)}: they do not fit")
+        found = ", ".join(map(str, saved)) or "nothing" if isinstance(saved, Mapping) else f"a {type(saved).__name__}"
+        expected = ", ".join(named) or "nothing"
+        raise UserError(f"the saved {kind} are {found}, and here they are {expected}: they do not fit")
     pairs: list[tuple[Tensor, Tensor]] = []
     for name, value in named.items():
         here, there = ([item] if isinstance(item, Tensor) else item for item in (value, saved[name]))
-        if not isinstance(there, list) or [_shape(t) for t in there] != [_shape(t) for t in here]:
-            raise UserError(f"the saved {kind} do not fit: {name} is {_shapes(there)}, and here {_shapes(here)}")
+        if _shapes(there) != _shapes(here):
+            found, expected = (", ".join(_shapes(each)) or "nothing" for each in (there, here))
+            raise UserError(f"the saved {kind} do not fit: {name} is {found}, and here {expected}")
         pairs += zip(here, there, strict=True)
     for tensor, other in pairs:
         tensor.copy_(other)
 
 
-def _shapes(tensors: Any) -> str:
-    if not isinstance(tensors, list):
-        return f"of type {type(tensors).__name__}"
-    shapes = (tuple(item.shape) if isinstance(item, Tensor) else type(item).__name__ for item in tensors)
-    return ", ".join(map(str, shapes))
+def _shapes(items: Any) -> list[str]:
+    """Return what the items of a list are: their shapes if they are tensors."""
+    if not isinstance(items, list):
+        return [f"of type {type(items).__name__}"]
+    return [str(tuple(item.shape)) if isinstance(item, Tensor) else f"a {type(item).__name__}" for item in items]

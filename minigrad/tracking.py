@@ -42,7 +42,10 @@ class Tracker:
         self._figures = directory / "figures"
         now = time.time_ns()  # TensorBoard reads files in the order of their names
         name = f"events.out.tfevents.{now // 10**9:010d}.{now % 10**9:09d}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (directory / name).open("xb")
+        try:
+            self._file = (directory / name).open("xb")
+        except OSError as error:
+            raise RunFailed(f"{directory / name} cannot be written: {error.strerror}") from error
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))
 

@@ -114,7 +114,8 @@ class Trainer:
             batch = self.objective.batch(self.steps * self._accumulate + i)
             with self._precision():
                 loss = self.objective.loss(batch)
-            loss.backward()  # adds to what is there
+            if loss.requires_grad:  # what it depends on, if on anything, is found below
+                loss.backward()  # adds to what is there
             losses.append(loss.detach())
         gradients = []
         for name, tensor in self.parameters.items():

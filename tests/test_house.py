@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import json
+import math
 import re
 import subprocess
 import sys
@@ -21,23 +22,26 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module may import what lies below it and, as long as no circle arises, beside it. A * stands for
 # all modules of a package.
 LAYERS = (
-    ("minigrad_kernels*", "minigrad.errors"),
+    ("minigrad_kernels*", "minigrad.errors", "minigrad.files", "minigrad.options"),
     ("minigrad.checks", "minigrad.eager", "minigrad.functions"),
     ("minigrad.functional",),
     ("minigrad.nn",),
-    ("minigrad.objectives*", "minigrad.rules"),
-    ("minigrad.config", "minigrad.progress", "minigrad.run", "minigrad.tracking", "minigrad.trainer"),
+    ("minigrad.models",),
+    ("minigrad.objectives*", "minigrad.rules", "minigrad.schedules"),
+    ("minigrad.guard", "minigrad.record", "minigrad.tensors", "minigrad.trainer"),
+    ("minigrad.checkpoints", "minigrad.generators", "minigrad.interruption", "minigrad.loading", "minigrad.stopping"),
+    ("minigrad.config", "minigrad.path", "minigrad.progress", "minigrad.recipe", "minigrad.run", "minigrad.tracking"),
     ("minigrad",),  # the package's own file, which gathers the public names
     ("experiments.*", "bench.*"),
-    ("minigrad.catalog", "minigrad.commandline", "minigrad.diagnosis", "minigrad.train"),
+    ("minigrad.catalog", "minigrad.commandline", "minigrad.diagnosis", "minigrad.resumption", "minigrad.train"),
 )
 # Who knows config objects, besides the experiments.
 KNOW_CONFIGS = {"minigrad.commandline", "minigrad.config", "minigrad.diagnosis", "minigrad.train"}
 # What `import minigrad` leaves to those who use it.
-HEAVY = ("hydra", "matplotlib", "omegaconf", "rich", "sklearn", "tensorboard", "torch._dynamo", "triton")
+HEAVY = ("hydra", "matplotlib", "mlxtend", "omegaconf", "rich", "sklearn", "tensorboard", "torch._dynamo", "triton")
 
 PUBLIC = {
-    "minigrad": ["Trainer", "bias_activation", "derivative", "nn", "relu", "sigmoid", "tanh"],
+    "minigrad": ["Trainer", "bias_activation", "derivative", "load", "nn", "relu", "sigmoid", "tanh"],
     "minigrad.nn": ["Linear", "MLP", "ReLU", "Sigmoid", "Tanh"],
     "minigrad_kernels": [
         "ACTIVATIONS",
@@ -249,10 +253,20 @@ def test_every_config_is_the_primary_one_or_a_group_s_option():
 
 # An experiment's option is run by the experiment's own test.
 OPTIONS = [(group, name) for group, names in catalog.groups().items() if group != "experiment" for name in names]
+# What an option needs besides.
+NEEDS = {
+    "python": ["objective.start=[1,2,3]", "function=torch:sum"],
+    "table": ["objective.file=table.csv"],
+    "quadratic_deep": ["judge_every=2"],
+}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_a_group_runs(group, option, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main([f"{group}={option}", "steps=2", "device=cpu", "run_dir=here"]) == 0
-    assert json.loads(Path("here", "summary.json").read_text())["steps"] == 2
+    Path("table.csv").write_text("a,b\n" + "".join(f"{i},{2 * i + 0.5}\n" for i in range(12)))
+    small = ["objective=wine"] if group != "objective" else []
+    assert main([*small, f"{group}={option}", *NEEDS.get(option, []), "steps=2", "device=cpu", "run_dir=here"]) == 0
+    summary = json.loads(Path("here", "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("finished", 2)
+    assert math.isfinite(summary["test/loss"])

@@ -12,58 +12,18 @@ times depend on the machine and on who else uses it; the ratios much less.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
-import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import minigrad
+from bench.measure import Row, conditions, row, show, write
 from minigrad_kernels import plain
 
-RESULTS = Path(__file__).parent / "results"
 ACTIVATIONS = ("tanh", "sigmoid", "relu")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison.
-
-    Attributes:
-        section: the group of measurements.
-        case: what was measured.
-        ours: median time of minigrad's side, in microseconds.
-        theirs: median time of the other side, in microseconds.
-        ratio: ours over theirs where small is good, theirs over ours for `derivative`.
-        low: first quartile of the ratios pair by pair.
-        high: third quartile.
-        bound: what the ratio has to reach.
-    """
-
-    section: str
-    case: str
-    ours: float
-    theirs: float
-    ratio: float
-    low: float
-    high: float
-    bound: str
-
-    @property
-    def reached(self) -> bool:
-        """Whether the ratio is within its bound; true where there is none."""
-        if not self.bound:
-            return True
-        sign, limit = self.bound.split()
-        return self.ratio <= float(limit) if sign == "<=" else self.ratio >= float(limit)
 
 
 def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int, calls: int) -> list[list[float]]:
@@ -77,14 +37,6 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: i
             if repeat >= 2:
                 times[side].append((time.perf_counter() - start) / calls * 1e6)
     return times
-
-
-def row(section: str, case: str, times: list[list[float]], bound: str, inverse: bool = False) -> Row:
-    """Summarise the times of both sides."""
-    ours, theirs = (statistics.median(side) for side in times)
-    pairs = [b / a if inverse else a / b for a, b in zip(*times, strict=True)]
-    low, _, high = statistics.quantiles(pairs, n=4)
-    return Row(section, case, ours, theirs, theirs / ours if inverse else ours / theirs, low, high, bound)
 
 
 def check(activation: str, x: torch.Tensor) -> None:
@@ -178,36 +130,6 @@ def derivative() -> Iterator[Row]:
 SECTIONS = {"host": host, "bandwidth": bandwidth, "derivative": derivative}
 
 
-def write(rows: list[Row], conditions: dict[str, str]) -> None:
-    """Write the rows and the conditions as JSON, and as a table in Markdown."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "cpu.json").write_text(
-        json.dumps({"conditions": conditions, "rows": [asdict(r) for r in rows]}, indent=2)
-    )
-    lines = ["# CPU benchmark", "", "`python kernels/bench/cpu.py --write`", ""]
-    lines += [f"- {name}: {value}" for name, value in conditions.items()]
-    lines += ["", "| section | case | ratio | middle half | bound | |", "| --- | --- | --- | --- | --- | --- |"]
-    for r in rows:
-        spread, verdict = f"{r.low:.2f} to {r.high:.2f}", "" if r.reached else "missed"
-        lines.append(f"| {r.section} | {r.case} | {r.ratio:.2f} | {spread} | {r.bound} | {verdict} |")
-    (RESULTS / "cpu.md").write_text("\n".join(lines) + "\n")
-
-
-def conditions(threads: int) -> dict[str, str]:
-    """Return what the figures depend on: machine, versions, date and commit."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
-    )
-    return {
-        "processor": f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": str(threads),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit.stdout.strip() or "unknown",
-    }
-
-
 def main() -> None:
     """Run the sections and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -219,16 +141,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    rows = []
-    print(f"{'section':11} {'case':38} {'ours us':>11} {'theirs us':>11} {'ratio':>8}  middle half      bound")
-    for section in arguments.sections:
-        for r in SECTIONS[section]():
-            spread = f"{r.low:.2f} to {r.high:.2f}"
-            bound = r.bound if r.reached else f"{r.bound}  missed"
-            print(f"{r.section:11} {r.case:38} {r.ours:11.1f} {r.theirs:11.1f} {r.ratio:8.2f}  {spread:16} {bound}")
-            rows.append(r)
+    rows = show(r for section in arguments.sections for r in SECTIONS[section]())
     if arguments.write:
-        write(rows, conditions(arguments.threads))
+        write("cpu", "CPU benchmark", rows, conditions(arguments.threads))
 
 
 if __name__ == "__main__":

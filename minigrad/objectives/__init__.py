@@ -28,4 +28,4 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "table": table,
 }
 
-__all__ = ["OBJECTIVES", "Function", "Network", "Objective", "QuadraticDeep", "Trainable"]
+__all__ = ["LANDSCAPES", "OBJECTIVES", "Function", "Network", "Objective", "QuadraticDeep", "Trainable"]

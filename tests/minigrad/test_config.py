@@ -6,7 +6,7 @@ import pytest
 from minigrad.config import RunConfig, bind, check_positive, typed
 from minigrad.errors import UserError
 
-RUN = {"experiment": "training", "seed": 0, "device": "cpu", "threads": 1, "run_dir": None}
+RUN = {"experiment": "training", "seed": 0, "device": "cpu", "threads": 1, "deterministic": False, "run_dir": None}
 
 
 @dataclass
@@ -25,7 +25,7 @@ VALUES = {**RUN, "rate": 0.5, "widths": [3, 4], "steps": None}
 
 def test_values_become_the_dataclass():
     config = typed(Config, VALUES, "experiment=training")
-    assert config == Config("training", 0, "cpu", 1, None, 0.5, [3, 4], None)
+    assert config == Config("training", 0, "cpu", 1, False, None, 0.5, [3, 4], None)
 
 
 def test_an_integer_serves_where_a_number_is_asked_for():
@@ -53,6 +53,9 @@ def test_an_integer_serves_where_a_number_is_asked_for():
         ({"threads": 100000}, "threads=100000: expected 1024 at most"),
         ({"run_dir": ""}, "run_dir=: expected a path, or null for a new directory below runs/"),
         ({"device": [1]}, "device=[1]: expected text"),
+        ({"device": "${seed}"}, "device=${seed}: expected a value, not a reference to one"),
+        ({"widths": ["${seed}"]}, 'widths=["${seed}"]: expected a value, not a reference to one'),
+        ({"deterministic": "often"}, "deterministic=often: expected true or false"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(change, message):
@@ -66,7 +69,7 @@ def test_an_unknown_key_is_named_with_the_nearest_and_all_there_are():
         typed(Config, {**VALUES, "width": 3}, "experiment=training")
     assert str(caught.value) == (
         "unknown key 'width'; did you mean 'widths'? "
-        "keys of experiment=training: experiment, seed, device, threads, run_dir, rate, widths, steps"
+        "keys of experiment=training: experiment, seed, device, threads, deterministic, run_dir, rate, widths, steps"
     )
 
 

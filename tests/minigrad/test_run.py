@@ -1,6 +1,10 @@
+import errno
 import json
+import os
 import random
+from contextlib import nullcontext
 from datetime import datetime
+from pathlib import Path
 
 import numpy
 import pytest
@@ -20,8 +24,21 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 def config(**changes) -> RunConfig:
     return RunConfig(
-        **{"experiment": "exactness", "seed": 3, "device": "cpu", "threads": 1, "run_dir": None, **changes}
+        **{
+            "experiment": "exactness",
+            "seed": 3,
+            "device": "cpu",
+            "threads": 1,
+            "deterministic": False,
+            "run_dir": None,
+            **changes,
+        }
     )
+
+
+def fail(run: Run, error: BaseException) -> None:
+    run.steps = 5
+    raise error
 
 
 def summary(run: Run) -> dict:
@@ -39,6 +56,7 @@ def test_a_finished_run_leaves_its_config_and_its_summary():
         "seed": 3,
         "device": "cpu",
         "threads": 1,
+        "deterministic": False,
         "run_dir": None,
     }
     found = summary(run)
@@ -63,17 +81,15 @@ def test_a_finished_run_leaves_its_config_and_its_summary():
 )
 def test_a_run_that_raises_says_so_in_its_summary(error, status):
     run = Run(config())
-    run.steps = 5
     with pytest.raises(type(error)), run:
-        raise error
+        fail(run, error)
     assert summary(run)["status"] == status
     assert summary(run)["steps"] == 5
     assert summary(run)["error"] == f"{type(error).__name__}: {error}"
 
 
 def test_a_mistake_of_the_user_leaves_no_directory():
-    run = Run(config())
-    with pytest.raises(UserError), run:
+    with pytest.raises(UserError), Run(config()) as run:
         raise UserError("seed=x")
     assert not run.directory.exists()
 
@@ -155,3 +171,90 @@ def test_a_device_that_is_not_there_is_a_clear_error(name, message):
     with pytest.raises(UserError) as caught:
         resolve_device(name)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("before", [(False, False), (True, True), (True, False)])
+def test_determinism_holds_for_the_run_alone(before, monkeypatch):
+    enabled, warns = before
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        for error in (None, RunFailed("bad")):
+            with pytest.raises(RunFailed) if error else nullcontext(), Run(config(deterministic=True)):
+                assert torch.are_deterministic_algorithms_enabled()
+                assert not torch.is_deterministic_algorithms_warn_only_enabled()
+                assert not torch.utils.deterministic.fill_uninitialized_memory
+                assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+                if error:
+                    raise error
+            assert torch.are_deterministic_algorithms_enabled() == enabled
+            assert torch.is_deterministic_algorithms_warn_only_enabled() == warns
+            assert torch.utils.deterministic.fill_uninitialized_memory
+            assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_workspace_that_is_set_already_stays(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with Run(config(deterministic=True)):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_a_run_holds_its_directory_for_itself():
+    with Run(config(run_dir="mine")):
+        with pytest.raises(
+            UserError, match=r"^the run in mine is going on in another process; wait for it or stop it$"
+        ):
+            Run(config(run_dir="mine"), resumed=True).__enter__()
+        assert Path("mine").is_dir()
+    with Run(config(run_dir="mine"), resumed=True) as run:
+        run.goes_on(0, 0)
+
+
+def test_a_run_that_goes_on_keeps_its_time_and_its_record():
+    with Run(config(run_dir="mine")) as first:
+        first.steps = 4
+    with Run(config(run_dir="mine"), resumed=True) as second:
+        second.goes_on(4, 100)
+        second.steps = 6
+    assert summary(second)["seconds"] >= 100
+    assert summary(second)["steps"] == 6
+    assert len(list(Path("mine").glob("events.*"))) == 2
+
+
+def test_a_mistake_leaves_the_directory_of_a_run_that_went_on():
+    with Run(config(run_dir="mine")) as first:
+        first.steps = 4
+    with pytest.raises(UserError), Run(config(run_dir="mine"), resumed=True):
+        raise UserError("steps=3")
+    assert summary(first)["status"] == "finished"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_a_disk_that_takes_no_more_fails_the_run_wherever_it_is_found(number):
+    error = OSError(number, os.strerror(number), "some/file")
+    with pytest.raises(RunFailed) as caught, Run(config()) as run:
+        raise error
+    assert str(caught.value) == f"some/file cannot be written: {os.strerror(number)}"
+    assert summary(run)["status"] == "failed"
+
+
+def test_another_error_of_the_system_is_no_full_disk():
+    with pytest.raises(FileNotFoundError), Run(config()):
+        Path("nothing").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_directory_is_one_error():
+    with Run(config(run_dir="mine")):
+        pass
+    before = Path("mine/summary.json").read_bytes()
+    Path("mine").chmod(0o555)
+    try:
+        with pytest.raises(RunFailed, match=r"cannot be written: Permission denied$"):
+            Run(config(run_dir="mine"), resumed=True).__enter__()
+    finally:
+        Path("mine").chmod(0o755)
+    assert Path("mine/summary.json").read_bytes() == before

@@ -1,9 +1,20 @@
+import resource
+from pathlib import Path
+
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
+from minigrad.errors import RunFailed
 from minigrad.tracking import Tracker
+from minigrad.train import main
+from runs import resume, signalled_after
 
 
 def test_scalars_and_figures_are_read_back_by_tensorboard(tmp_path):
@@ -25,3 +36,146 @@ def test_scalars_and_figures_are_read_back_by_tensorboard(tmp_path):
     assert path.read_bytes() == image.encoded_image_string
     with Image.open(path) as opened:
         assert opened.size == (image.width, image.height) == (600, 300)
+
+
+def curve(directory: Path | str, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(directory), {"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_what_comes_after_the_purged_step_is_forgotten(tmp_path):
+    first = Tracker(tmp_path)
+    for step in range(6):
+        first.scalars(step, {"train/loss": 1.0})
+    first.close()
+    second = Tracker(tmp_path)
+    second.purge(3)
+    for step in range(3, 5):
+        second.scalars(step, {"train/loss": 2.0})
+    second.close()
+    assert curve(tmp_path, "train/loss") == [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+def test_a_record_that_was_cut_short_hides_nothing_that_comes_after(tmp_path):
+    first = Tracker(tmp_path)
+    for step in range(6):
+        first.scalars(step, {"train/loss": 1.0})
+    first.close()
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-20])  # as a killed process leaves it
+    second = Tracker(tmp_path)
+    second.purge(4)
+    second.scalars(4, {"train/loss": 2.0})
+    second.close()
+    assert curve(tmp_path, "train/loss") == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2)]
+
+
+def test_what_was_flushed_is_read_while_the_run_goes_on(tmp_path):
+    tracker = Tracker(tmp_path)
+    tracker.scalars(0, {"train/loss": 1.0})
+    tracker.flush()
+    assert curve(tmp_path, "train/loss") == [(0, 1)]
+    tracker.close()
+
+
+def test_a_text_is_read_back(tmp_path):
+    tracker = Tracker(tmp_path)
+    tracker.text("config", "```yaml\nseed: 0\n```")
+    tracker.close()
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Tensors("config")
+    assert event.tensor_proto.string_val == [b"```yaml\nseed: 0\n```"]
+
+
+@pytest.mark.parametrize("report", ["scalars", "text", "flush", "close", "figure"])
+def test_a_full_disk_is_an_error_where_it_happens(report, tmp_path):
+    tracker = Tracker(tmp_path)
+    tracker.text("fill", "x" * 3000)
+    actions = {
+        "scalars": lambda: [tracker.scalars(step, {"train/loss": 1.0}) for step in range(10_000)],
+        "text": lambda: tracker.text("config", "x" * 100_000),
+        "flush": tracker.flush,
+        "close": tracker.close,
+        "figure": lambda: tracker.figure("path", Figure()),
+    }
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(RunFailed, match=r"(events\.out|path\.png).* cannot be written: File too large$"):
+            actions[report]()
+        if report != "close":
+            with pytest.raises(RunFailed):
+                tracker.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def sessions(folder: str) -> dict[str, api_pb2.SessionGroup]:
+    """Return what TensorBoard's HPARAMS page shows of the runs below a folder, by the name of the run."""
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(folder).Reload()
+    context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, folder)))
+    page = api_pb2.ListSessionGroupsRequest(
+        start_index=0,
+        slice_size=100,
+        allowed_statuses=api_pb2.Status.values(),
+    )
+    found = list_session_groups.Handler(RequestContext(), context, "", page).run()
+    return {group.sessions[0].name: group for group in found.session_groups}
+
+
+def hyperparameters(group: api_pb2.SessionGroup) -> dict[str, object]:
+    return {key: getattr(value, value.WhichOneof("kind")) for key, value in group.hparams.items()}
+
+
+@pytest.fixture
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+def test_the_runs_of_a_sweep_are_on_the_hparams_page():
+    overrides = ["objective=quadratic", "objective.dimensions=3", "steps=4"]
+    assert main([*overrides, "-m", "learning_rate=0.1,0.05", "rule=adam,momentum"]) == 0
+    directories = {str(file.parent.relative_to("runs")): file.parent for file in Path("runs").rglob("config.yaml")}
+    shown = sessions("runs")
+    assert set(shown) == set(directories)  # in the run's own file: no folders beside those of the runs
+    settings = {name: hyperparameters(group) for name, group in shown.items()}
+    chosen = {(found["learning_rate"], found["rule"]) for found in settings.values()}
+    assert chosen == {(0.1, "adam"), (0.1, "momentum"), (0.05, "adam"), (0.05, "momentum")}
+    for name, group in shown.items():
+        assert settings[name]["objective.dimensions"] == 3
+        assert "run_dir" not in settings[name]
+        (session,) = group.sessions
+        assert session.status == api_pb2.STATUS_SUCCESS
+        assert session.end_time_secs >= session.start_time_secs > 0
+        metrics = {value.name.tag: (value.training_step, value.value) for value in session.metric_values}
+        for tag in ("train/loss", "test/loss", "distance_to_minimum"):
+            assert metrics[tag] == curve(directories[name], tag)[-1]
+        assert len(list(directories[name].glob("events.*"))) == 1
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+def test_the_hparams_page_tells_how_a_run_ended():
+    recipe = ["objective=quadratic", "objective.dimensions=3", "steps=4"]
+    assert main([*recipe, "run_dir=runs/failed", "learning_rate=1e30"]) == 1
+    for seed, name in enumerate(("interrupted", "resumed")):  # runs of the same settings would be one group
+        with signalled_after(2):
+            assert main([*recipe, f"run_dir=runs/{name}", f"seed={seed}"]) == 130
+    resume("runs/resumed")
+    status = {name: group.sessions[0].status for name, group in sessions("runs").items()}
+    assert status == {
+        "failed": api_pb2.STATUS_FAILURE,
+        "interrupted": api_pb2.STATUS_UNKNOWN,  # it may go on
+        "resumed": api_pb2.STATUS_SUCCESS,
+    }
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+def test_a_run_shows_its_config_and_its_path():
+    assert main(["objective=booth", "steps=4", "run_dir=here"]) == 0
+    events = EventAccumulator("here").Reload()
+    (config,) = events.Tensors("config")
+    text = Path("here/config.yaml").read_text()
+    assert config.tensor_proto.string_val == [f"```yaml\n{text}```".encode()]
+    (image,) = events.Images("path")
+    assert image.step == 4
+    assert Path("here/figures/path.png").read_bytes() == image.encoded_image_string

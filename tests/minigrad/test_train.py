@@ -1,17 +1,21 @@
 """The command line, in this process and, where a process is the point, in its own."""
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from minigrad import catalog
 from minigrad.train import main
+from runs import signalled_after
 
 SMALL = ["steps=3", "objective.hidden=[8]", "device=cpu"]
 
@@ -26,39 +30,69 @@ def summaries() -> list[dict]:
 
 
 TRAINING_KEYS = (
-    "keys of experiment=training: experiment, seed, device, threads, run_dir, objective, objective.hidden, rule, "
-    "activation, learning_rate, batch_size, epochs, steps, log_every"
+    "keys of experiment=training: experiment, seed, device, threads, deterministic, run_dir, learning_rate, steps, "
+    "warmup_steps, accumulate, clip_norm, precision, on_nonfinite, patience, target_loss, log_every, judge_every, "
+    "checkpoint_every, keep, initial, resume, activation, batch_size, epochs, objective, objective.hidden, rule, "
+    "rule.weight_decay, schedule"
 )
-EXACTNESS_KEYS = "keys of experiment=exactness: experiment, seed, device, threads, run_dir, activations, dtypes, points"
+EXACTNESS_KEYS = (
+    "keys of experiment=exactness: experiment, seed, device, threads, deterministic, run_dir, activations, dtypes, "
+    "points"
+)
+EXPERIMENTS = "exactness, learning_rate_range, training"
+OBJECTIVES = (
+    "ackley, beale, booth, branin, breast_cancer, diabetes, digits, himmelblau, mnist5k, parabola, python, quadratic, "
+    "quadratic_deep, rastrigin, rosenbrock, saddle, spirals, table, wine"
+)
+RULES = "adam, adamw, gradient_descent, momentum, nesterov, rmsprop"
 
 WRONG = {
     "lerning_rate=3": f"unknown key 'lerning_rate'; did you mean 'learning_rate'? {TRAINING_KEYS}",
     "objective.hiden=[3]": f"unknown key 'objective.hiden'; did you mean 'objective.hidden'? {TRAINING_KEYS}",
     "experiment=exactness learning_rate=3": f"unknown key 'learning_rate'; {EXACTNESS_KEYS}",
     "experiment=exactness objective=digits": f"unknown key 'objective'; {EXACTNESS_KEYS}",
-    "experiment=trainin": "unknown experiment 'trainin'; there are: exactness, training",
-    "experiment=../train": "unknown experiment '../train'; there are: exactness, training",
-    "experiment=null": "unknown experiment 'null'; there are: exactness, training",
-    "objective=digts": "unknown objective 'digts'; there are: digits",
-    "objective=null": "unknown objective 'null'; there are: digits",
-    "objective.name=os.system": "objective=os.system: expected one of digits",
-    "rule=adam": "unknown rule 'adam'; there are: gradient_descent",
+    "experiment=trainin": f"unknown experiment 'trainin'; there are: {EXPERIMENTS}",
+    "experiment=../train": f"unknown experiment '../train'; there are: {EXPERIMENTS}",
+    "experiment=null": f"unknown experiment 'null'; there are: {EXPERIMENTS}",
+    "objective=digts": f"unknown objective 'digts'; there are: {OBJECTIVES}",
+    "objective=null": f"unknown objective 'null'; there are: {OBJECTIVES}",
+    "rule=adamm": f"unknown rule 'adamm'; there are: {RULES}",
+    "rule.name=os.system": "rule=os.system: expected one of gradient_descent, momentum, nesterov, rmsprop, adam, adamw",
+    "rule=momentum rule.momentum=1": "rule.momentum=1.0: expected a number from 0 to below 1",
+    "schedule=cosin": "unknown schedule 'cosin'; there are: constant, cosine, exponential, one_cycle, step",
     "activation=tan": "activation=tan: expected one of sigmoid, tanh, relu",
     "activation=tanh,relu": "activation=tanh,relu gives several values; add -m to run them one after the other",
-    "learning_rate=abc": "learning_rate=abc: expected a number",
+    "learning_rate=abc": "learning_rate=abc: expected a number or null",
     "learning_rate=-1": "learning_rate=-1.0: expected a finite number above 0",
     "learning_rate=nan": "learning_rate=NaN: expected a finite number above 0",
-    "learning_rate=???": "learning_rate has no value; experiment=training needs a number",
+    "learning_rate=???": "learning_rate has no value; experiment=training needs a number or null",
+    "learning_rate=null": "learning_rate has no value; give a number above 0",
     "learning_rate=${rate}": "learning_rate: Interpolation key 'rate' not found",
     "learning_rate 0.1": "cannot read 'learning_rate'; write a setting as key=value, such as learning_rate=0.1",
     "learning_rate=[": "cannot read 'learning_rate=['; put quotes around a value with special characters: "
     "\"key='a value'\"",
-    "~activation": "activation has no value; experiment=training needs text",
+    "~activation": "activation has no value; objective=digits needs one",
     "steps=0": "steps=0: expected an integer from 1 on",
     "steps=1.5": "steps=1.5: expected an integer or null",
     "epochs=0": "epochs=0: expected an integer from 1 on",
     "log_every=0": "log_every=0: expected an integer from 1 on",
-    "batch_size=9999": "batch_size=9999: expected 1 to 1198, the training samples",
+    "keep=0": "keep=0: expected an integer from 1 on",
+    "warmup_steps=-1": "warmup_steps=-1: expected an integer from 0 on",
+    "clip_norm=0": "clip_norm=0.0: expected a finite number above 0",
+    "precision=float16": "precision=float16: expected one of float32, float64, bfloat16",
+    "on_nonfinite=ignore": "on_nonfinite=ignore: expected one of stop, skip",
+    "deterministic=maybe": "deterministic=maybe: expected true or false",
+    "steps=null epochs=null": "neither steps nor epochs are given; objective=digits needs one of them",
+    "objective=parabola precision=bfloat16": "precision=bfloat16: objective=parabola is no network; use float32 or "
+    "float64",
+    "objective=parabola objective.start=[1,2]": "objective.start=[1.0, 2.0]: expected a list of one finite number",
+    "objective=python function=nowhere:f objective.start=[0]": "function=nowhere:f: there is no module 'nowhere' in "
+    "the current directory or installed",
+    "objective=python objective.start=[0]": "function has no value; objective=python needs one",
+    "objective=table": "objective.file has no value; objective=table needs text",
+    "objective=table objective.file=nowhere.csv": "objective.file=nowhere.csv: No such file or directory; expected a "
+    "file that can be read",
+    "initial=nowhere": "nowhere holds no checkpoint: no run has saved one there",
     "objective.hidden=3": "objective.hidden=3: expected a list of integers such as [64, 32]",
     "objective.hidden=[-3]": "objective.hidden=[-3]: expected widths of at least 1",
     "seed=-1": "seed=-1: expected an integer from 0 to 2^32 - 1",
@@ -69,11 +103,11 @@ WRONG = {
     "--cfg nothing": "argument -c/--cfg: invalid choice: 'nothing' (choose from job, hydra, all); "
     "see minigrad-train --help",
     "-m lerning_rate=1,2": f"unknown key 'lerning_rate'; did you mean 'learning_rate'? {TRAINING_KEYS}",
-    "~experiment": "no experiment is left; name one of exactness, training",
+    "~experiment": f"no experiment is left; name one of {EXPERIMENTS}",
     "-m experiment=glob(zz*)": "the sweep has no run: a pattern matches nothing; see minigrad-train --help for what "
     "there is",
     "-m experiment=glob(tr*) stesp=2": f"unknown key 'stesp'; did you mean 'steps'? {TRAINING_KEYS}",
-    "-m objective=digits,digts": "unknown objective 'digts'; there are: digits",
+    "-m objective=digits,digts": f"unknown objective 'digts'; there are: {OBJECTIVES}",
 }
 
 
@@ -141,7 +175,7 @@ def test_a_sweep_goes_on_after_a_mistake_and_says_so(capsys):
 
 
 def test_output_that_nobody_reads_ends_the_run_in_one_line():
-    command = [sys.executable, "-m", "minigrad.train", *SMALL[1:], "steps=100000", "log_every=10"]
+    command = [sys.executable, "-m", "minigrad.train", *SMALL[1:], "steps=20000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         run.stdout.readline()
         run.stdout.close()
@@ -151,7 +185,7 @@ def test_output_that_nobody_reads_ends_the_run_in_one_line():
 
 
 def test_a_run_that_diverges_names_its_step_and_exits_with_1(capsys):
-    assert main(["learning_rate=1e38", "steps=20", "log_every=10", "run_dir=here"]) == 1
+    assert main(["learning_rate=1e38", "steps=20", "objective.hidden=[8]", "run_dir=here"]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("minigrad-train: step ")
     assert captured.err.count("\n") == 1
@@ -165,23 +199,61 @@ def test_an_error_that_is_no_one_s_mistake_keeps_its_traceback(monkeypatch):
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("minigrad.objectives.Digits.judge", broken)
+    monkeypatch.setattr("minigrad.objectives.network.Network.judge", broken)
     with pytest.raises(ZeroDivisionError):
         main(SMALL)
     assert summaries()[0]["status"] == "failed"
 
 
-def test_a_run_leaves_the_process_as_it_was():
-    before = (sys.argv, dict(os.environ), Path.cwd())
-    main(SMALL)
-    assert before == (sys.argv, dict(os.environ), Path.cwd())
+def process_state() -> dict[str, object]:
+    for library in ("sklearn", "torch._inductor.config"):
+        importlib.import_module(library)  # sets variables of its own, once
+    return {
+        "arguments": sys.argv,
+        "environment": dict(os.environ),
+        "folder": Path.cwd(),
+        "import path": list(sys.path),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "threads": (torch.get_num_threads(), threading.active_count()),
+        "determinism": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+        ),
+        "gradients": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code"),
+    [
+        ([], 0),
+        (["deterministic=true", "threads=2"], 0),
+        (["deterministic=true", "threads=2", "learning_rate=1e38", "steps=20"], 1),
+        (["deterministic=true", "threads=2", "initial=nowhere"], 2),
+        (["deterministic=true", "threads=2", "-m", "seed=0,1"], 0),
+    ],
+)
+def test_a_run_leaves_the_process_as_it_was(overrides, code):
+    before = process_state()
+    assert main([*SMALL, *overrides]) == code
+    assert process_state() == before
+
+
+def test_a_run_that_is_interrupted_leaves_the_process_as_it_was():
+    before = process_state()
+    with signalled_after(2, signal.SIGTERM):
+        assert main([*SMALL, "deterministic=true", "threads=2"]) == 143
+    assert process_state() == before
 
 
 def test_help_lists_what_there_is(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for line in ("  training ", "  exactness ", "  digits ", "  gradient_descent ", "  learning_rate: ", "  seed: "):
-        assert f"\n{line}" in shown
+    named = [name for names in catalog.groups().values() for name in names]
+    for name in (*named, "learning_rate:", "seed:", "resume:", "patience:", "deterministic:"):
+        assert f"\n  {name} " in shown, name
     assert main(["-h", "experiment=exactness"]) == 0
     shown = capsys.readouterr().out
     assert "\n  points: " in shown
