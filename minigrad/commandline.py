@@ -81,6 +81,11 @@ def _compose_and_start(start: Start, options: argparse.Namespace) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from minigrad.resumption import choices_of_the_resumed
+
+    _refuse_hydra(options.overrides)
+    chosen = [] if options.multirun else choices_of_the_resumed(options.overrides)
+    overrides = [*chosen, *options.overrides]
     errors: list[Exception] = []
     jobs = 0
 
@@ -104,14 +109,14 @@ def _compose_and_start(start: Start, options: argparse.Namespace) -> None:
     command += ["--cfg", options.cfg] if options.cfg else []
     with tempfile.TemporaryDirectory() as scratch:
         # Hydra's sweeper insists on writing a file of its own.
-        command += [*options.overrides, f"hydra.sweep.dir='{scratch}'"] if options.multirun else options.overrides
+        command += [*overrides, f"hydra.sweep.dir='{scratch}'"] if options.multirun else overrides
         try:
             with _environment("HYDRA_FULL_ERROR", "1"), _argv(command):
                 hydra.main(config_path=str(catalog.CONFIGS), config_name="train", version_base="1.3")(job)()
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             from minigrad.diagnosis import diagnose
 
-            raise diagnose(options.overrides, options.multirun, error) from error
+            raise diagnose(overrides, options.multirun, error) from error
     unexpected = [error for error in errors if not isinstance(error, (UserError, RunFailed))]
     if unexpected:
         raise unexpected[0]
@@ -122,6 +127,13 @@ def _compose_and_start(start: Start, options: argparse.Namespace) -> None:
         raise errors[0]
     if options.multirun and not jobs and not options.cfg and not options.shell_completion:
         raise UserError("the sweep has no run: a pattern matches nothing; see minigrad-train --help for what there is")
+
+
+def _refuse_hydra(overrides: Sequence[str]) -> None:
+    """Raise a UserError for a key of Hydra's own: some of them name code, and Hydra imports it."""
+    for override in overrides:
+        if override.lstrip("+~").startswith("hydra"):
+            raise UserError(f"cannot set {override.partition('=')[0]}: Hydra's own keys are not part of a run")
 
 
 def _keys(overrides: Sequence[str]) -> set[str]:

@@ -1,7 +1,7 @@
 """The generators of random numbers: Python's, NumPy's and PyTorch's, as one."""
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -17,10 +17,12 @@ def seed_all(seed: int) -> None:
 def state_dict() -> dict[str, Any]:
     """Return where every generator stands, as tensors and plain values."""
     version, words, gauss = random.getstate()
-    numpys = numpy.random.get_state(legacy=False)
+    name, words_of_numpy, *rest = cast(
+        "tuple[Any, ...]", numpy.random.get_state()
+    )  # as a table it takes five times as long
     return {
         "python": [version, list(words), gauss],
-        "numpy": {**numpys, "state": {**numpys["state"], "key": numpys["state"]["key"].tolist()}},
+        "numpy": [name, words_of_numpy.tolist(), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -30,8 +32,8 @@ def load_state_dict(saved: dict[str, Any]) -> None:
     """Set every generator to where `state_dict` found it; GPUs of which this machine has fewer are left out."""
     version, words, gauss = saved["python"]
     random.setstate((version, tuple(words), gauss))
-    words = numpy.array(saved["numpy"]["state"]["key"], dtype=numpy.uint32)
-    numpy.random.set_state({**saved["numpy"], "state": {**saved["numpy"]["state"], "key": words}})
+    name, words_of_numpy, *rest = saved["numpy"]
+    numpy.random.set_state((name, numpy.array(words_of_numpy, dtype=numpy.uint32), *rest))
     torch.set_rng_state(saved["torch"])
     for i, state in enumerate(saved["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, i)

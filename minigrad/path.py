@@ -11,7 +11,7 @@ from minigrad.objectives.landscapes import Landscape
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_POINTS = 1000  # more cannot be told apart
+_MOST_POINTS = 500  # more can hardly be told apart
 _GRID = 200  # points per side
 
 

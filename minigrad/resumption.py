@@ -1,11 +1,12 @@
 """Where a run's values come from: the command line, or the run that it resumes, with what may be given anew."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from minigrad import catalog
 from minigrad.config import show
 from minigrad.errors import UserError
 
@@ -28,6 +29,20 @@ def settled(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]
     if values.get("function") is not None and "function" not in given:
         raise UserError("function names code, and is taken from the command line alone; give it there")
     return dict(values)
+
+
+def choices_of_the_resumed(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that choose what the run to resume has chosen, so that its options are known.
+
+    Raises:
+        UserError: there is no run to go on with.
+    """
+    given = {key: value.strip("'\"") for key, _, value in (override.partition("=") for override in overrides)}
+    if given.get("resume", "null") == "null":
+        return []
+    stored = _read(Path(given["resume"]).expanduser())
+    chosen = {group: _named(stored.get(group)) for group in catalog.groups() if group not in given}
+    return [f"{group}={option}" for group, option in chosen.items() if option in catalog.groups()[group]]
 
 
 def _resumed(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Tracker:
     """
 
     def __init__(self, directory: Path) -> None:
+        self._name = str(directory)
         self._figures = directory / "figures"
         now = time.time_ns()  # TensorBoard reads files in the order of their names
         name = f"events.out.tfevents.{now // 10**9:010d}.{now % 10**9:09d}.{socket.gethostname()}.{os.getpid()}"
@@ -84,7 +85,7 @@ class Tracker:
 
     def hyperparameters(self, values: Mapping[str, bool | float | str]) -> None:
         """Write what the HPARAMS page shows of this run; its metrics there are the last values of its curves."""
-        self._summary(0, summary_v2.hparams_pb(dict(values)).value)
+        self._summary(0, summary_v2.hparams_pb(dict(values), trial_id=self._name).value)
 
     def end(self, succeeded: bool) -> None:
         """Write to the HPARAMS page how the run ended."""

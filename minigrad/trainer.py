@@ -23,7 +23,7 @@ from minigrad.guard import guard_of
 from minigrad.objectives.objective import Trainable
 from minigrad.record import NonFiniteError, Record
 from minigrad.rules import Rule, check_rule, new_state
-from minigrad.tensors import flatten, overwrite, total_norm
+from minigrad.tensors import flatten, on_host, overwrite, total_norm
 
 
 class Report(NamedTuple):
@@ -155,22 +155,15 @@ class Trainer:
 
     def _copy(self, first_step: int, reports: list[Report]) -> Record:
         """Return the reports on the host, by one copy from the device."""
-        columns = [
-            torch.stack([report.loss for report in reports]),
-            torch.stack([report.gradient_norm for report in reports]),
-            torch.stack([norm for report in reports for norm in report.gradient_norms]),
-            torch.stack([report.applied for report in reports]),
-        ]
-        widths = [column.numel() // len(reports) for column in columns]
-        shaped = [column.view(len(reports), width) for column, width in zip(columns, widths, strict=True)]
-        loss, gradient_norm, gradient_norms, applied = torch.cat(shaped, dim=1).cpu().split(widths, dim=1)
+        rows = [(report.loss, report.gradient_norm, report.applied, *report.gradient_norms) for report in reports]
+        table = on_host([number for row in rows for number in row]).view(len(reports), -1)
         return Record(
             first_step=first_step,
             names=tuple(self.parameters),
-            loss=loss.view(-1),
-            gradient_norm=gradient_norm.view(-1),
-            gradient_norms=gradient_norms,
-            applied=applied.view(-1).bool(),
+            loss=table[:, 0],
+            gradient_norm=table[:, 1],
+            applied=table[:, 2].bool(),
+            gradient_norms=table[:, 3:],
             learning_rate=torch.tensor([report.learning_rate for report in reports], dtype=torch.float64),
         )
 

@@ -32,16 +32,16 @@ def path_of(*points: float | list[float]) -> Path:
 # Gathering
 
 
-@pytest.mark.parametrize(("steps", "stride"), [(1, 1), (1000, 1), (1001, 2), (2000, 2), (2001, 4), (10**9, 2**20)])
+@pytest.mark.parametrize(("steps", "stride"), [(1, 1), (500, 1), (501, 2), (1000, 2), (1001, 4), (10**9, 2**21)])
 def test_a_long_run_has_a_long_stride(steps, stride):
     assert Path(steps).stride == stride
 
 
-@pytest.mark.parametrize(("steps", "stride"), [(1, 1), (1000, 1), (2001, 4)])
+@pytest.mark.parametrize(("steps", "stride"), [(1, 1), (500, 1), (1001, 4)])
 def test_a_run_keeps_a_point_at_every_stride(steps, stride):
     path = walked(steps)
     assert path.points == [[step, -step] for step in range(0, steps + 1, stride)]
-    assert len(path.points) <= 1001
+    assert len(path.points) <= 501
 
 
 def test_a_point_is_copied():

@@ -222,3 +222,9 @@ def test_the_checkpoint_of_another_model_or_rule_is_refused(capsys):
         Path(other, "checkpoints", "000000004.pt").replace("here/checkpoints/000000004.pt")
         message = refused("resume=here", "steps=6", capsys=capsys)
         assert message.startswith("the saved parameters" if other == "model" else "the saved state of the rule")
+
+
+def test_a_run_s_own_function_is_given_again_and_nothing_else():
+    name = module("def bowl(x):\n    return (x**2).sum()\n")
+    run("here", "objective=python", f"function={name}:bowl", "objective.start=[1,2]", "steps=4")
+    assert resume("here", f"function={name}:bowl", "steps=6")["steps"] == 6

@@ -4,13 +4,27 @@ import pytest
 import torch
 
 from minigrad.errors import UserError
-from minigrad.tensors import flatten, overwrite, total_norm
+from minigrad.tensors import flatten, on_host, overwrite, total_norm
 
 
 def test_flatten_opens_lists_and_keeps_the_order():
     tensors = [torch.tensor(float(i)) for i in range(4)]
     assert flatten({"mean": tensors[:2], "updates": tensors[2], "none": [], "square": tensors[3:]}) == tensors
     assert flatten({}) == []
+
+
+def test_numbers_on_the_host_are_what_stacking_them_gives(device):
+    numbers = [
+        torch.tensor(0.1),
+        torch.tensor(math.pi, dtype=torch.float64),
+        torch.tensor(True),
+        torch.tensor(math.inf),
+    ]
+    numbers = [number.to(device) for number in numbers]
+    expected = torch.stack(numbers).cpu()
+    assert expected.dtype == torch.float64
+    torch.testing.assert_close(on_host(numbers), expected, rtol=0, atol=0)
+    assert on_host(numbers[:1]).dtype == torch.float32
 
 
 @pytest.mark.parametrize("sizes", [[3], [3, 4], [1, 0, 5]])

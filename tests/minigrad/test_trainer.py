@@ -584,16 +584,6 @@ def test_a_step_on_a_device_reads_nothing_on_the_host(name, monkeypatch):
     assert not READS & set(operations.names)
 
 
-@pytest.mark.parametrize("steps", [1, 7])
-def test_advance_copies_from_the_device_once(steps, monkeypatch):
-    copies = []
-    cpu = Tensor.cpu
-    monkeypatch.setattr(Tensor, "cpu", lambda tensor: copies.append(tuple(tensor.shape)) or cpu(tensor))
-    trainer = Trainer(Fit(), momentum, 0.01)
-    trainer.advance(steps)
-    assert copies == [(steps, 1 + 1 + 4 + 1)]
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", RULES)
 def test_a_step_never_waits_for_the_gpu_and_advance_reads_once(name):
