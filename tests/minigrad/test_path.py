@@ -81,7 +81,7 @@ def test_a_run_that_goes_on_perhaps_for_longer_gathers_the_same(after, cut, monk
 
 def test_a_shorter_run_keeps_the_stride_it_began_with():
     path = Path(100)
-    path.load_state_dict(walked(4000, last=40).state_dict())
+    path.load_state_dict(walked(2000, last=40).state_dict())
     assert path.stride == 4
     assert walked(100, first=41, path=path).points == [[step, -step] for step in range(0, 101, 4)]
 
@@ -238,11 +238,11 @@ def test_the_height_is_shown_as_a_logarithm():
 
 
 def test_a_long_path_says_which_points_are_drawn():
-    path = Path(4000)
-    for step in range(4001):
-        path.add(step, torch.tensor(step / 4000))
+    path = Path(2000)
+    for step in range(2001):
+        path.add(step, torch.tensor(step / 2000))
     figure = draw(LANDSCAPES["parabola"], path, torch.tensor(1.0))
-    assert figure.axes[0].get_title() == "parabola: 1,001 points of the path, one in 4 steps"
+    assert figure.axes[0].get_title() == "parabola: 501 points of the path, one in 4 steps"
 
 
 def test_drawing_keeps_no_graph_and_changes_nothing():
