@@ -44,8 +44,6 @@ class Config(Recipe):
         check(given is None, "learning_rate", given, "null: this experiment finds it, from lowest to highest")
         check_positive("lowest", self.lowest)
         check(self.lowest < self.highest < math.inf, "highest", self.highest, f"more than lowest={show(self.lowest)}")
-        if self.steps is not None:
-            check_at_least("steps", self.steps, 2 * LOOK_EVERY)
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ def run(config: Config, run: Run) -> str:
     for note in objective.notes:
         print(note, flush=True)
     total = config.total_steps(objective)
+    check_at_least("steps", total, 2 * LOOK_EVERY)
     growth = (config.highest / config.lowest) ** (1 / max(total - 1, 1))
     trainer = config.new_trainer(objective, lambda step: config.lowest * growth**step, on_nonfinite="stop")
     records: list[Record] = []
@@ -87,19 +86,26 @@ def run(config: Config, run: Run) -> str:
                 records.append(error.record)
                 diverged = True
             run.steps = trainer.steps
+            write(run, records[-1])
             interruption.honour()
             loss = torch.cat([record.loss for record in records]).double()
             diverged = diverged or has_diverged(smooth(loss))
             if len(loss) > 0:
                 report(trainer.steps, {"train/loss": float(loss[-1])})
     rates = torch.cat([record.learning_rate for record in records])
-    for step, (rate, value) in enumerate(zip(rates.tolist(), loss.tolist(), strict=True)):
-        run.scalars(step, {"learning_rate": rate, "train/loss": value})
     found = find(rates, loss, diverged)
     run.metrics.update(suggestion=found.suggestion)
     run.figure("learning_rate_range", draw(found))
     higher = "" if found.diverged else f"; the loss has not diverged up to highest={config.highest:g}: try a higher one"
     return f"learning_rate={found.suggestion:.2g} is suggested{higher}"
+
+
+def write(run: Run, record: Record) -> None:
+    """Write the points of the curves."""
+    for step, (rate, loss) in enumerate(
+        zip(record.learning_rate.tolist(), record.loss.tolist(), strict=True), record.first_step
+    ):
+        run.scalars(step, {"learning_rate": rate, "train/loss": loss})
 
 
 def smooth(loss: Tensor) -> Tensor:

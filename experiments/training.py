@@ -10,11 +10,11 @@ import torch
 
 from minigrad import generators, path
 from minigrad.checkpoints import Checkpoints
-from minigrad.config import bind, check_at_least, check_one_of
-from minigrad.errors import UserError
+from minigrad.config import bind, check, check_at_least, check_one_of
+from minigrad.errors import RunFailed, UserError
 from minigrad.interruption import requested
 from minigrad.loading import saved_parameters
-from minigrad.models import describe
+from minigrad.models import describe, is_same
 from minigrad.objectives.function import Function
 from minigrad.progress import progress
 from minigrad.recipe import Recipe
@@ -53,6 +53,8 @@ class Config(Recipe):
             check_at_least(key, getattr(self, key), 1)
         if self.patience is not None:
             check_at_least("patience", self.patience, 1)
+        if self.target_loss is not None:
+            check(math.isfinite(self.target_loss), "target_loss", self.target_loss, "a finite number")
 
     def learning_rate_at(self, total: int) -> Callable[[int], float]:
         """Return the learning rate as a function of the step, in a run of `total` steps."""
@@ -76,8 +78,11 @@ def run(config: Config, run: Run) -> str:
             if interruption.made():
                 training.save()
                 interruption.honour()
-    run.metrics["steps_per_second"] = (training.trainer.steps - first_step) / (time.perf_counter() - start)
-    training.draw()
+        if training.trainer.steps > first_step:
+            steps = training.trainer.steps - first_step
+            run.metrics["steps_per_second"] = steps / (time.perf_counter() - start)
+        training.draw()
+        interruption.honour()  # one that came while the last step was judged, saved and drawn
     return training.reached()
 
 
@@ -119,24 +124,27 @@ class Training:
             overwrite(self.trainer.parameters, saved_parameters(self._config.initial), "parameters")
         if self._config.resume is not None:  # it was stopped before its first checkpoint
             self._run.goes_on(0, 0)
+        self._keep_point()
 
     def advance(self, stop: Callable[[], bool]) -> None:
         """Train until something is due, or until the step after which `stop` says true."""
         steps = self.trainer.steps
-        every = [self._config.judge_every, self._config.checkpoint_every, *([self._path.stride] if self._drawn else [])]
+        every = (self._config.judge_every, self._config.checkpoint_every)
         due = min(self.total, *((steps // n + 1) * n for n in every))
+
+        def after_step() -> bool:
+            self._keep_point()
+            return stop()
+
         try:
-            self._write(self.trainer.advance(due - steps, stop))
+            self._write(self.trainer.advance(due - steps, after_step if self._drawn else stop))
         except NonFiniteError as error:
             self._write(error.record)
             raise
 
     def look(self) -> None:
-        """Do what is due: keep the point, judge, save."""
-        steps = self.trainer.steps
-        if self._drawn is not None:
-            self._path.add(steps, self._drawn.x)
-        if self._is_to_be_saved() or steps % self._config.judge_every == 0:
+        """Do what is due: judge, and save."""
+        if self._is_to_be_saved() or self.trainer.steps % self._config.judge_every == 0:
             self._judge()
 
     def is_over(self) -> bool:
@@ -171,6 +179,8 @@ class Training:
         self._run.scalars(self.trainer.steps, judged)
         self._run.flush()
         loss = judged["test/loss"]
+        if not math.isfinite(loss) and self._config.on_nonfinite == "stop":
+            raise RunFailed(f"test/loss is {loss:g} after step {self.trainer.steps}; a smaller learning_rate may help")
         self._stopping.judged(loss)
         if not self._is_to_be_saved():
             return
@@ -218,6 +228,10 @@ class Training:
         self._run.metrics.update(point)
         self._run.steps = self.trainer.steps
 
+    def _keep_point(self) -> None:
+        if self._drawn is not None:
+            self._path.add(self.trainer.steps, self._drawn.x)
+
     def _parts(self) -> dict[str, Trainer | Stopping | path.Path]:
         """Return what has a state of its own, by the names in a checkpoint."""
         return {"trainer": self.trainer, "stopping": self._stopping, "path": self._path}
@@ -227,12 +241,17 @@ class Training:
             for name, part in self._parts().items():
                 part.load_state_dict(saved[name])
             generators.load_state_dict(saved["generators"])
-            self._run.metrics.update(saved["metrics"])
-            self._lowest_saved, seconds = saved["lowest_saved"], saved["seconds"]
+            self._run.metrics.update({str(tag): float(value) for tag, value in saved["metrics"].items()})
+            self._lowest_saved, seconds = float(saved["lowest_saved"]), float(saved["seconds"])
+            same = is_same(saved["model"], self._objective.model)
         except UserError:
             raise
         except Exception as error:  # whatever comes of a content that was not written here
             raise UserError(f"the checkpoint in {self._run.directory} is not one of such a run: {error!r}") from error
+        if not same:
+            raise UserError(
+                f"the data are not those that the run in {self._run.directory} was trained on; restore them"
+            )
         steps = self._saved_at = self.trainer.steps
         if steps > self.total:
             raise UserError(f"the run has made {steps} steps already, and {self.total} are asked for; give more steps")

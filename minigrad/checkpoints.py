@@ -116,9 +116,13 @@ class Checkpoints:
 
     def _prune(self, steps: int) -> None:
         """Remove what is not to be kept up to the checkpoint of so many steps; later ones are damaged, or not ours."""
+        try:
+            best = self._best()
+        except UserError:
+            return  # which one is the best is not known: none is removed
         files = [file for file in self._files() if int(file.stem) <= steps]
         for file in files[: -self._keep]:
-            if int(file.stem) != self._best():
+            if int(file.stem) != best:
                 with suppress(OSError):  # one that stays does no harm
                     file.unlink()
 

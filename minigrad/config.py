@@ -60,6 +60,11 @@ def check_positive(key: str, value: float) -> None:
     check(0 < value < math.inf, key, value, "a finite number above 0")
 
 
+def check_learning_rate(key: str, value: float) -> None:
+    """Raise a UserError unless `value` is above zero and a float32 can hold it."""
+    check(0 < value < 3.4e38, key, value, "a number above 0, below 3.4e38")
+
+
 def check_at_least(key: str, value: int, least: int) -> None:
     """Raise a UserError if `value` is below `least`."""
     check(value >= least, key, value, f"an integer from {least} on")

@@ -24,7 +24,7 @@ def state_dict() -> dict[str, Any]:
         "python": [version, list(words), gauss],
         "numpy": [name, words_of_numpy.tolist(), *rest],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
 
 

@@ -78,6 +78,17 @@ def describe(model: nn.Module) -> dict[str, Any]:
     return {"name": type(model).__name__, "arguments": model.arguments, "buffers": dict(model.named_buffers())}
 
 
+def is_same(description: Mapping[str, Any], model: nn.Module) -> bool:
+    """Return whether a description is that of this model: its kind, arguments and buffers; parameters may differ."""
+    own = describe(model)
+    buffers, others = own.pop("buffers"), dict(description).pop("buffers")
+    return (
+        all(description[key] == value for key, value in own.items())
+        and buffers.keys() == others.keys()
+        and all(torch.equal(buffer.cpu(), others[name]) for name, buffer in buffers.items())
+    )
+
+
 def rebuild(description: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> nn.Module:
     """Return the model that `describe` described, with these parameters, in their dtype and on the CPU."""
     model = MODELS[description["name"]](**description["arguments"])

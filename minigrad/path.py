@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _MOST_POINTS = 500  # more can hardly be told apart
 _GRID = 200  # points per side
+_COARSE_GRID = 60  # of a function without bounds: the user's own, which takes one point at a time
 
 
 class Path:
@@ -23,19 +24,24 @@ class Path:
 
     Attributes:
         stride: every how many steps a point is kept, a power of two.
-        points: those of the steps 0, stride, 2 stride and so on, (variables,) each.
     """
 
     def __init__(self, steps: int) -> None:
         self.stride = 1
         while steps > _MOST_POINTS * self.stride:
             self.stride *= 2
-        self.points: list[list[float]] = []
+        self._loaded: list[list[float]] = []
+        self._added: list[Tensor] = []  # where they were made: to keep one waits for nothing
+
+    @property
+    def points(self) -> list[list[float]]:
+        """Those of the steps 0, stride, 2 stride and so on, a number per variable each."""
+        return self._loaded + (torch.stack(self._added).tolist() if self._added else [])
 
     def add(self, step: int, point: Tensor) -> None:
         """Keep the point from which a step starts, if it is one of those to keep."""
-        if step % self.stride == 0 and step // self.stride == len(self.points):
-            self.points.append(point.detach().view(-1).tolist())
+        if step % self.stride == 0 and step // self.stride == len(self._loaded) + len(self._added):
+            self._added.append(point.detach().view(-1).clone())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was gathered, for a checkpoint."""
@@ -44,7 +50,7 @@ class Path:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned, perhaps in a longer run."""
         self.stride = max(self.stride, saved["stride"])
-        self.points = saved["points"][:: self.stride // saved["stride"]]
+        self._loaded, self._added = saved["points"][:: self.stride // saved["stride"]], []
 
 
 def draw(landscape: Landscape, path: Path, end: Tensor) -> "Figure":
@@ -60,16 +66,17 @@ def draw(landscape: Landscape, path: Path, end: Tensor) -> "Figure":
     points = torch.tensor([*path.points, end.detach().view(-1).tolist()], dtype=torch.float64)
     figure = Figure(figsize=(7, 5.6), layout="constrained")
     axes = figure.subplots()
-    sides = [torch.linspace(low, high, _GRID, dtype=torch.float64) for low, high in _bounds(landscape, points)]
+    size = _GRID if landscape.bounds else _COARSE_GRID
+    sides = [torch.linspace(low, high, size, dtype=torch.float64) for low, high in _bounds(landscape, points)]
     if len(sides) == 1:
-        heights = _values(landscape, points.view(-1))
-        axes.plot(sides[0], _values(landscape, sides[0]), color="0.6", label=landscape.name)
+        heights = _values(landscape, points.view(-1), end)
+        axes.plot(sides[0], _values(landscape, sides[0], end), color="0.6", label=landscape.name)
         axes.set(xlabel="x", ylabel="f(x)")
         places = [points[:, 0], heights]
-        minima = [(x, float(_values(landscape, torch.tensor(x)))) for (x,) in landscape.minima]
+        minima = [(x, float(_values(landscape, torch.tensor(x), end))) for (x,) in landscape.minima]
     else:
         grid = torch.stack(torch.meshgrid(*sides, indexing="xy"), dim=-1)
-        heights = _values(landscape, grid)
+        heights = _values(landscape, grid, end)
         heights = heights.where(heights.isfinite(), math.nan)  # which is left blank
         above = heights - heights.nan_to_num(math.inf).min()
         # The logarithm shows valley floors and steep walls alike; the offset keeps it finite at the lowest point.
@@ -95,8 +102,9 @@ def _every(stride: int) -> str:
 
 
 @torch.no_grad()
-def _values(landscape: Landscape, points: Tensor) -> Tensor:
-    return landscape.value(points.double())
+def _values(landscape: Landscape, points: Tensor, like: Tensor) -> Tensor:
+    """Evaluate where and in what the function was minimised: the user's own may know no other dtype or device."""
+    return landscape.value(points.to(like)).double().cpu()
 
 
 def _bounds(landscape: Landscape, points: Tensor) -> list[tuple[float, float]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from minigrad.config import RunConfig, bind, check_at_least, check_one_of, check_positive, show
+from minigrad.config import RunConfig, bind, check_at_least, check_learning_rate, check_one_of, check_positive, show
 from minigrad.errors import UserError
 from minigrad.objectives import OBJECTIVES
 from minigrad.objectives.objective import Objective
@@ -49,7 +49,7 @@ class Recipe(RunConfig):
                 raise UserError(f"{key}={show(value)}: objective={name} has no use for it; leave it out")
         check_rule(bind(RULES, self.rule, "rule"))
         if self.learning_rate is not None:
-            check_positive("learning_rate", self.learning_rate)
+            check_learning_rate("learning_rate", self.learning_rate)
         if self.activation is not None:
             check_one_of("activation", self.activation, ACTIVATIONS)
         for key in ("batch_size", "epochs", "steps", "accumulate"):

@@ -37,10 +37,14 @@ def choices_of_the_resumed(overrides: Sequence[str]) -> list[str]:
     Raises:
         UserError: there is no run to go on with.
     """
-    given = {key: value.strip("'\"") for key, _, value in (override.partition("=") for override in overrides)}
+    pairs = (override.lstrip("+~").partition("=") for override in overrides)
+    given = {key: value.strip("'\"") for key, _, value in pairs}
     if given.get("resume", "null") == "null":
         return []
     stored = _read(Path(given["resume"]).expanduser())
+    experiment = given.get("experiment", stored["experiment"])
+    if experiment != stored["experiment"]:
+        raise _difference("experiment", experiment, stored["experiment"], given["resume"])
     chosen = {group: _named(stored.get(group)) for group in catalog.groups() if group not in given}
     return [f"{group}={option}" for group, option in chosen.items() if option in catalog.groups()[group]]
 
@@ -52,10 +56,7 @@ def _resumed(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any
     for key in given:
         here, there = _named(_find(values, key)), _named(_find(stored, key))
         if key != "resume" and key not in ANEW and here != there:
-            raise UserError(
-                f"{key}={show(here)}, but the run in {directory} has {show(there)}; "
-                f"on resumption only {', '.join(ANEW)} may be given anew"
-            )
+            raise _difference(key, here, there, directory)
     anew = {key: values[key] for key in ANEW if key in given}
     if "epochs" in given and "steps" not in given:
         anew["steps"] = None
@@ -77,6 +78,13 @@ def _read(directory: Path) -> dict[str, Any]:
     if "resume" not in stored:
         raise UserError(f"resume={directory}: a run of experiment={stored['experiment']} cannot be resumed")
     return {str(key): value for key, value in stored.items()}
+
+
+def _difference(key: str, here: Any, there: Any, directory: object) -> UserError:
+    return UserError(
+        f"{key}={show(here)}, but the run in {directory} has {show(there)}; "
+        f"on resumption only {', '.join(ANEW)} may be given anew"
+    )
 
 
 def _find(values: Any, key: str) -> Any:

@@ -272,7 +272,7 @@ RANGES: dict[str, Range] = {
     "beta1": _FRACTION,
     "beta2": _FRACTION,
     "epsilon": (lambda value: 0 < value < math.inf, "a finite number above 0"),
-    "weight_decay": (lambda value: 0 <= value < math.inf, "a finite number from 0 on"),
+    "weight_decay": (lambda value: 0 <= value <= 1e6, "a number from 0 to 1e6"),
 }
 
 

@@ -37,7 +37,7 @@ class Run:
 
     Used as a context: entering makes the directory, writes `config.yaml`, seeds every generator and sets the number of
     threads and PyTorch's determinism; leaving writes `summary.json`, also when an exception ends the run. After a
-    UserError the directory is removed again, unless the run was resumed in it.
+    UserError before the first step nothing is left behind.
 
     Args:
         config: the run's typed config.
@@ -62,6 +62,7 @@ class Run:
         self.metrics: dict[str, float] = {}
         self._resumed = resumed
         self._seconds_before = 0.0
+        self._first_step = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:  # undoes what was done if the rest cannot be
@@ -85,8 +86,9 @@ class Run:
 
     def goes_on(self, steps: int, seconds: float) -> None:
         """Go on after so many steps and seconds: what TensorBoard has of later steps is not shown any more."""
-        self.steps = steps
+        self.steps = self._first_step = steps
         self._seconds_before = seconds
+        (self.directory / "summary.json").unlink(missing_ok=True)  # it says how the run ended, and it has not
         self._tracker.purge(steps)
         self._write_config()
 
@@ -121,7 +123,7 @@ class Run:
         return self._tracker.figure(tag, figure, self.steps)
 
     def flush(self) -> None:
-        """Make TensorBoard see all that was written so far, and the disk keep it."""
+        """Hand what was written so far to the system: TensorBoard sees it, and it outlives this process."""
         self._tracker.flush()
 
     def _write_config(self) -> None:
@@ -131,8 +133,12 @@ class Run:
         self._tracker.hyperparameters(hyperparameters(self.config))
 
     def _remove_after_a_mistake(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, UserError):
+        if self._is_refused(error):
             shutil.rmtree(self.directory)
+
+    def _is_refused(self, error: BaseException | None) -> bool:
+        """Return whether a mistake of the user's ended the run before its first step: it leaves nothing behind."""
+        return isinstance(error, UserError) and self.steps == self._first_step
 
     def _close(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """End the curves and write the summary; a full disk is an error of its own only if it is the first."""
@@ -147,18 +153,21 @@ class Run:
 
     def _end_curves(self, error: BaseException | None) -> None:
         try:
-            if error is None or (isinstance(error, Exception) and not isinstance(error, UserError)):
+            if error is None or (isinstance(error, Exception) and not self._is_refused(error)):
                 self._tracker.end(succeeded=error is None)  # else it may go on, and only its first end would be shown
         finally:
             self._tracker.close()
+        if self._is_refused(error):
+            self._tracker.discard()
 
     def _write_summary(self, error: BaseException | None) -> None:
-        if not isinstance(error, UserError):
+        if not self._is_refused(error):
             write_whole(self.directory / "summary.json", self._summary(error))
 
     def _summary(self, error: BaseException | None) -> bytes:
         status = "finished" if error is None else "failed" if isinstance(error, Exception) else "interrupted"
         reason = {} if error is None else {"error": f"{type(error).__name__}: {error}"}
+        metrics = {tag: value if math.isfinite(value) else None for tag, value in self.metrics.items()}
         content = {
             "status": status,
             **reason,
@@ -169,9 +178,8 @@ class Run:
             "path": self.path,
             "seed": self.config.seed,
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-            **{tag: value if math.isfinite(value) else None for tag, value in self.metrics.items()},
         }
-        return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+        return (json.dumps({**content, **metrics}, indent=2, allow_nan=False) + "\n").encode()
 
 
 def resolve_device(name: str) -> torch.device:

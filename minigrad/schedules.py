@@ -30,7 +30,7 @@ def step_decay(step: int, steps: int, *, every: int = 500, factor: float = 0.1) 
         step: from 0 to below `steps`.
         steps: of the run.
         every: steps between two drops, at least 1.
-        factor: of each drop, above 0.
+        factor: of each drop, above 0, at most 1.
     """
     return factor ** (step // every)
 
@@ -41,7 +41,7 @@ def exponential(step: int, steps: int, *, factor: float = 0.999) -> float:
     Args:
         step: from 0 to below `steps`.
         steps: of the run.
-        factor: per step, above 0; above 1 the learning rate grows.
+        factor: per step, above 0, at most 1.
     """
     return factor**step
 
@@ -132,7 +132,7 @@ _FRACTION: Range = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 RANGES: dict[str, Range] = {
     "every": (lambda value: isinstance(value, int) and value >= 1, "an integer from 1 on"),
-    "factor": (lambda value: 0 < value < math.inf, "a finite number above 0"),
+    "factor": (lambda value: 0 < value <= 1, "a number above 0, at most 1"),
     "start": _FRACTION,
     "final": _FRACTION,
     "peak_at": _FRACTION,

@@ -40,5 +40,5 @@ class Stopping:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
-        self.lowest = saved["lowest"]
-        self._in_vain = saved["in_vain"]
+        self.lowest = float(saved["lowest"])
+        self._in_vain = int(saved["in_vain"])

@@ -109,6 +109,10 @@ class Tracker:
         except OSError as error:
             raise self._failure(error) from error
 
+    def discard(self) -> None:
+        """Remove the event file, once it is closed."""
+        Path(self._file.name).unlink(missing_ok=True)
+
     def _summary(self, step: int, values: list[Summary.Value]) -> None:
         self._write(Event(step=step, summary=Summary(value=values)))
 

@@ -74,7 +74,7 @@ class Trainer:
         self.rule = rule
         self.steps = 0
         self.parameters = objective.parameters()
-        _check(self.parameters, accumulate, clip_norm, on_nonfinite)
+        _check(self.parameters, learning_rate, accumulate, clip_norm, on_nonfinite)
         check_rule(rule)
         self._tensors = list(self.parameters.values())
         self.state = new_state(rule, self._tensors)
@@ -114,6 +114,8 @@ class Trainer:
             batch = self.objective.batch(self.steps * self._accumulate + i)
             with self._precision():
                 loss = self.objective.loss(batch)
+            if loss.shape != ():
+                raise UserError(f"the loss is {tuple(loss.shape)}: expected one number, ()")
             if loss.requires_grad:  # what it depends on, if on anything, is found below
                 loss.backward()  # adds to what is there
             losses.append(loss.detach())
@@ -137,13 +139,18 @@ class Trainer:
         Returns: what the steps that were made reported.
 
         Raises:
+            ValueError: `steps` is below 1.
             NonFiniteError: a loss or a gradient was not finite and `on_nonfinite` is "stop"; the message names the step
                 and the first parameter. Parameters, state and `steps` are as they were before that step.
         """
+        if steps < 1:
+            raise ValueError(f"`steps` is {steps}: pass at least 1")
         first_step = self.steps
-        reports = [self.step()]
-        while len(reports) < steps and not stop():
+        reports: list[Report] = []
+        while len(reports) < steps:
             reports.append(self.step())
+            if stop():
+                break
         record = self._copy(first_step, reports)
         if self._stops and not record.applied.all():
             bad = int(record.applied.long().argmin())
@@ -181,14 +188,25 @@ class Trainer:
         Raises:
             UserError: it is that of another model or rule; the message names the first difference.
         """
+        if type(saved["steps"]) is not int or saved["steps"] < 0:
+            raise UserError(f"the saved steps are {saved['steps']!r}: expected an integer from 0 on")
         overwrite(self.parameters, saved["parameters"], "parameters")
         overwrite(self.state, saved["rule"], "state of the rule")
         self.steps = saved["steps"]
+        self._guard.release()
 
 
-def _check(parameters: dict[str, Tensor], accumulate: int, clip_norm: float | None, on_nonfinite: str) -> None:
+def _check(
+    parameters: dict[str, Tensor],
+    learning_rate: float | Callable[[int], float],
+    accumulate: int,
+    clip_norm: float | None,
+    on_nonfinite: str,
+) -> None:
     if not parameters:
         raise UserError("the objective has no parameters: there is nothing to train")
+    if not callable(learning_rate) and not 0 < learning_rate < math.inf:
+        raise UserError(f"learning_rate={learning_rate:g}: expected a finite number above 0, or a function of the step")
     if accumulate < 1:
         raise UserError(f"accumulate={accumulate}: expected an integer from 1 on")
     if clip_norm is not None and not 0 < clip_norm < math.inf:

@@ -103,6 +103,8 @@ class Network:
 
     def batch(self, index: int) -> Batch:
         """Return inputs (batch_size, D) and targets (batch_size,), scaled; every epoch has an order of its own."""
+        if self._batch_size == len(self._inputs):
+            return self._inputs, self._targets  # in any order the same
         epoch, place = divmod(index, len(self._inputs) // self._batch_size)
         if self._order is None or self._order[0] != epoch:
             order = numpy.random.default_rng((self._seed, epoch)).permutation(len(self._inputs))

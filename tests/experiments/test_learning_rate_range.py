@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from minigrad import catalog
 from minigrad.errors import RunFailed
 from minigrad.train import main
+from runs import signalled_after
 
 learning_rate_range = catalog.load_experiment("learning_rate_range")
 
@@ -86,3 +87,16 @@ def test_the_suggestion_is_where_the_loss_has_fallen_half_of_its_way():
     assert found.suggestion == pytest.approx(0.01, rel=0.7)  # the average lags by up to 20 steps of 0.01 decades
     with pytest.raises(RunFailed):
         learning_rate_range.find(rates, 3 - loss, diverged=False)
+
+
+def test_too_few_steps_are_refused_however_they_are_given(capsys):
+    overrides = ["experiment=learning_rate_range", "objective=wine", "steps=null", "epochs=1"]
+    assert main(overrides) == 2
+    assert capsys.readouterr().err == "minigrad-train: steps=7: expected an integer from 20 on\n"
+
+
+def test_an_interrupted_test_keeps_its_curves():
+    with signalled_after(30):
+        assert main(["experiment=learning_rate_range", "objective=parabola", "run_dir=here"]) == 130
+    events = EventAccumulator("here", {"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(30))

@@ -540,3 +540,81 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(size, capsys):
     assert error.startswith("minigrad-train: here/")
     assert error.endswith(" cannot be written: File too large\n")
     assert error.count("\n") == 1
+
+
+# A run that ends badly keeps what it has.
+
+
+def test_a_mistake_that_shows_late_keeps_the_checkpoints(capsys):
+    name = module("import torch\ndef vanish(x):\n    return (x**2).sum() if x.norm() > 0.5 else torch.tensor(0.0)\n")
+    overrides = [f"function={name}:vanish", "objective.start=[1]", "learning_rate=0.01", "steps=500"]
+    assert main(["objective=python", *overrides, "checkpoint_every=10", "run_dir=here"]) == 2
+    assert capsys.readouterr().err.startswith("minigrad-train: the loss does not depend on x: ")
+    assert checkpoints("here")
+    assert summary("here")["status"] == "failed"
+
+
+def test_a_damaged_note_of_the_best_ends_nothing():
+    run("here", *TINY, "steps=20", "checkpoint_every=5", "keep=1")
+    Path("here", "checkpoints", "best.json").write_text("{")
+    assert resume("here", "steps=40")["steps"] == 40
+
+
+def test_parameters_that_have_become_infinite_are_not_saved(capsys):
+    # The gradient at the start is finite, and one step of this length leaves what float32 can hold.
+    assert main(["objective=parabola", "learning_rate=1e38", "steps=1", "run_dir=here"]) == 1
+    assert capsys.readouterr().err.startswith("minigrad-train: test/loss is inf after step 1; a smaller learning_rate")
+    assert checkpoints("here") == [0]
+
+
+def test_a_signal_while_the_last_step_is_judged_is_honoured_when_all_is_saved_and_drawn(monkeypatch):
+    judge = minigrad.objectives.Function.judge
+    calls = []
+
+    def judge_and_signal(self):
+        calls.append(self)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return judge(self)
+
+    monkeypatch.setattr("minigrad.objectives.Function.judge", judge_and_signal)
+    assert main(["objective=parabola", "-m", "steps=5", "seed=0,1,2"]) == 130
+    (figure,) = Path("runs").rglob("path.png")
+    assert checkpoints(str(figure.parents[1])) == [0, 5]
+
+
+def test_other_data_than_those_of_the_run_are_refused_on_resumption(capsys):
+    rows = [(i, i * i % 7, 2 * i + 1) for i in range(40)]
+    Path("d.csv").write_text("a,b,y\n" + "".join(f"{a},{b},{y}\n" for a, b, y in rows))
+    table = ["objective=table", "objective.file=d.csv", "objective.task=regression", "objective.hidden=[4]"]
+    run("here", *table, "steps=4")
+    Path("d.csv").write_text("a,b,y\n" + "".join(f"{100 * a},{b},{y}\n" for a, b, y in rows))
+    assert main(["resume=here", "steps=8"]) == 2
+    assert capsys.readouterr().err == (
+        "minigrad-train: the data are not those that the run in here was trained on; restore them\n"
+    )
+    assert len(list(Path("here").glob("events.*"))) == 1
+    assert summary("here")["steps"] == 4
+
+
+def test_a_function_of_one_s_own_is_drawn_in_its_own_dtype():
+    name = module("import torch\nA = torch.tensor([[2.0, 1.0], [1.0, 3.0]])\ndef form(x):\n    return x @ A @ x\n")
+    run("here", "objective=python", f"function={name}:form", "objective.start=[1,1]", "steps=5")
+    assert Path("here", "figures", "path.png").is_file()
+
+
+def test_the_path_of_a_point_is_kept_without_reading_it_at_every_step(monkeypatch):
+    read = []
+    advance = minigrad.Trainer.advance
+    monkeypatch.setattr(
+        minigrad.Trainer, "advance", lambda self, *rest: read.append(self.steps) or advance(self, *rest)
+    )
+    run("here", "objective=rosenbrock", "steps=100", "judge_every=50")
+    assert read == [0, 50]
+    assert len(last_checkpoint("here")["path"]["points"]) == 101
+
+
+@pytest.mark.parametrize("override", ["target_loss=nan", "learning_rate=1e300", "schedule=step schedule.factor=2"])
+def test_a_number_that_could_not_work_is_refused(override, capsys):
+    assert main([*TINY, *override.split()]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -255,6 +255,6 @@ def test_drawing_keeps_no_graph_and_changes_nothing():
     end = torch.tensor([2.0, 3.0], requires_grad=True)
     path = path_of([1.0, 1.0])
     draw(Landscape("bowl", value, start=(1, 1)), path, end)
-    assert calls == [(False, torch.float64)]
+    assert calls == [(False, torch.float32)]  # the point's own
     assert end.grad is None
     assert path.points == [[1, 1]]

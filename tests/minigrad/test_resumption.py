@@ -228,3 +228,11 @@ def test_a_run_s_own_function_is_given_again_and_nothing_else():
     name = module("def bowl(x):\n    return (x**2).sum()\n")
     run("here", "objective=python", f"function={name}:bowl", "objective.start=[1,2]", "steps=4")
     assert resume("here", f"function={name}:bowl", "steps=6")["steps"] == 6
+
+
+def test_another_experiment_is_named(capsys):
+    run("here", *TINY, "steps=4")
+    for override in ("experiment=exactness", "experiment=learning_rate_range"):
+        assert (
+            refused("resume=here", override, capsys=capsys) == f"{override}, but the run in here has training; {ANEW}"
+        )

@@ -224,10 +224,36 @@ def test_a_loss_wider_than_the_first_parameter_loses_nothing(accumulate):
     assert record.gradient_norms[:, 1].tolist() == pytest.approx([1, 1], rel=1e-15)
 
 
-def test_a_loss_of_one_element_counts_as_a_number():
+def test_a_loss_that_is_no_single_number_is_refused():
     objective = Made(lambda p, _: (p["x"] - 3) ** 2, x=torch.zeros(1))
-    record = Trainer(objective, gradient_descent, 0.1, clip_norm=10.0).advance(2)
-    torch.testing.assert_close(record.loss, torch.tensor([9, 9 * 0.8**2]))
+    with pytest.raises(UserError, match=r"^the loss is \(1,\): expected one number, \(\)$"):
+        Trainer(objective, gradient_descent, 0.1).advance(2)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 0.0, math.nan, math.inf])
+def test_a_learning_rate_that_is_none_is_refused(rate):
+    with pytest.raises(
+        UserError, match=r"^learning_rate=.*: expected a finite number above 0, or a function of the step$"
+    ):
+        Trainer(Made(lambda p, _: p["x"] ** 2, x=torch.tensor(1.0)), gradient_descent, rate)
+
+
+@pytest.mark.parametrize("steps", [0, -5])
+def test_advance_makes_at_least_one_step(steps):
+    trainer = Trainer(Made(lambda p, _: p["x"] ** 2, x=torch.tensor(1.0)), gradient_descent, 0.1)
+    with pytest.raises(ValueError, match=f"^`steps` is {steps}: pass at least 1$"):
+        trainer.advance(steps)
+    assert trainer.steps == 0
+
+
+def test_loading_a_state_opens_the_guard_again():
+    trainer = Trainer(
+        Made(lambda p, i: p["x"] ** 2 * (math.inf if i == 0 else 1), x=torch.tensor(1.0)), gradient_descent, 0.1
+    )
+    state = trainer.state_dict()
+    trainer.step()
+    trainer.load_state_dict({**state, "steps": 1})
+    assert trainer.advance(2).applied.all()
 
 
 @pytest.mark.parametrize("name", RULES)
