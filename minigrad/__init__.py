@@ -1,7 +1,8 @@
 """Gradient descent with gradients that are exact, visible and fast.
 
 The activations are drop-in replacements for torch's, differentiable to the tenth order; `minigrad.nn` holds them as
-modules. `python -m minigrad.train` trains; `Trainer` does in a script; `load` gives what a run has trained.
+modules. `draw_graph`, `trace_backward` and `check_gradients` show and test what autograd does with any tensors.
+`python -m minigrad.train` trains; `Trainer` does in a script; `load` gives what a run has trained.
 """
 
 import importlib
@@ -11,13 +12,46 @@ from minigrad import nn
 from minigrad.functional import bias_activation, derivative, relu, sigmoid, tanh
 
 if TYPE_CHECKING:
+    from minigrad.autodiff.checking import check_gradients
+    from minigrad.autodiff.derivatives import gradient, hessian, hessian_vector_product, jacobian
+    from minigrad.autodiff.drawing import draw_graph
+    from minigrad.autodiff.saving import saved_for_backward
+    from minigrad.autodiff.tracing import trace_backward
     from minigrad.loading import load
     from minigrad.trainer import Trainer
 
-__all__ = ["Trainer", "bias_activation", "derivative", "load", "nn", "relu", "sigmoid", "tanh"]
+__all__ = [
+    "Trainer",
+    "bias_activation",
+    "check_gradients",
+    "derivative",
+    "draw_graph",
+    "gradient",
+    "hessian",
+    "hessian_vector_product",
+    "jacobian",
+    "load",
+    "nn",
+    "relu",
+    "saved_for_backward",
+    "sigmoid",
+    "tanh",
+    "trace_backward",
+]
 __version__ = "0.1.0"
 
-_HOMES = {"Trainer": "minigrad.trainer", "load": "minigrad.loading"}
+_HOMES = {
+    "Trainer": "minigrad.trainer",
+    "check_gradients": "minigrad.autodiff.checking",
+    "draw_graph": "minigrad.autodiff.drawing",
+    "gradient": "minigrad.autodiff.derivatives",
+    "hessian": "minigrad.autodiff.derivatives",
+    "hessian_vector_product": "minigrad.autodiff.derivatives",
+    "jacobian": "minigrad.autodiff.derivatives",
+    "load": "minigrad.loading",
+    "saved_for_backward": "minigrad.autodiff.saving",
+    "trace_backward": "minigrad.autodiff.tracing",
+}
 
 
 def __getattr__(name: str) -> Any:

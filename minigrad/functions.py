@@ -269,6 +269,19 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def name_of(node: torch.autograd.graph.Node) -> str | None:
+    """Return what a node of the graph computed in words of the public functions; None if it is not one of these."""
+    function = getattr(type(node), "_forward_cls", None)
+    if function not in (Derivative, DoubleBackward, SavingOutput, BiasActivation):
+        return None
+    activation, order = node.activation, getattr(node, "order", 0)  # type: ignore[attr-defined]
+    if function is DoubleBackward:
+        return f"minigrad.double_backward({activation}, {order})"
+    if function is BiasActivation:
+        return f"minigrad.bias_activation({activation})"
+    return f"minigrad.{activation}" if order == 0 else f"minigrad.derivative({activation}, {order})"
+
+
 def transforms_are_active() -> bool:
     """Return whether a transform of torch.func or a level of forward mode is at work: more than plain reverse mode."""
     return forward_ad._current_level >= 0 or _in_torch_func()

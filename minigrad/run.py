@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 import minigrad_kernels
+from minigrad import tables
 from minigrad.config import RunConfig, as_yaml, hyperparameters
 from minigrad.errors import RunFailed, UserError
 from minigrad.files import write_whole
@@ -121,6 +122,15 @@ class Run:
     def figure(self, tag: str, figure: "Figure") -> Path:
         """Write a matplotlib figure to TensorBoard and to `figures/<tag>.png`; return the file's path."""
         return self._tracker.figure(tag, figure, self.steps)
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Write a text to TensorBoard."""
+        self._tracker.text(tag, markdown, self.steps)
+
+    def table(self, tag: str, columns: Sequence[str], rows: Sequence[Sequence[tables.Cell]]) -> None:
+        """Print a table, and write it to TensorBoard as text."""
+        print(tables.plain(columns, rows), flush=True)
+        self.text(tag, tables.markdown(columns, rows))
 
     def flush(self) -> None:
         """Hand what was written so far to the system: TensorBoard sees it, and it outlives this process."""

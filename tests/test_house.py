@@ -22,10 +22,17 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module may import what lies below it and, as long as no circle arises, beside it. A * stands for
 # all modules of a package.
 LAYERS = (
-    ("minigrad_kernels*", "minigrad.errors", "minigrad.files", "minigrad.options"),
+    (
+        "minigrad_kernels*",
+        "minigrad.errors",
+        "minigrad.figures",
+        "minigrad.files",
+        "minigrad.options",
+        "minigrad.tables",
+    ),
     ("minigrad.checks", "minigrad.eager", "minigrad.functions"),
     ("minigrad.functional",),
-    ("minigrad.nn",),
+    ("minigrad.autodiff*", "minigrad.nn", "minigrad.verification"),
     ("minigrad.models",),
     ("minigrad.objectives*", "minigrad.rules", "minigrad.schedules"),
     ("minigrad.guard", "minigrad.record", "minigrad.tensors", "minigrad.trainer"),
@@ -41,7 +48,24 @@ KNOW_CONFIGS = {"minigrad.commandline", "minigrad.config", "minigrad.diagnosis",
 HEAVY = ("hydra", "matplotlib", "mlxtend", "omegaconf", "rich", "sklearn", "tensorboard", "torch._dynamo", "triton")
 
 PUBLIC = {
-    "minigrad": ["Trainer", "bias_activation", "derivative", "load", "nn", "relu", "sigmoid", "tanh"],
+    "minigrad": [
+        "Trainer",
+        "bias_activation",
+        "check_gradients",
+        "derivative",
+        "draw_graph",
+        "gradient",
+        "hessian",
+        "hessian_vector_product",
+        "jacobian",
+        "load",
+        "nn",
+        "relu",
+        "saved_for_backward",
+        "sigmoid",
+        "tanh",
+        "trace_backward",
+    ],
     "minigrad.nn": ["Linear", "MLP", "ReLU", "Sigmoid", "Tanh"],
     "minigrad_kernels": [
         "ACTIVATIONS",

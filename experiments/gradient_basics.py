@@ -1,0 +1,80 @@
+"""What a gradient is, and what PyTorch keeps to find it: z = x^2 + 2y + 1, by default at x = 2, y = 3.
+
+A tensor with `requires_grad` is a leaf: a variable to differentiate by. What is computed from it remembers how, in its
+`grad_fn`. `z.backward()` follows these memories back and leaves in each leaf's `.grad` how fast z changes with it, the
+slope of the tangent: dz/dx = 2x and dz/dy = 2. Results on the way have no `.grad`: they are there to be passed through.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minigrad.config import RunConfig, check_finite
+from minigrad.figures import BLUE, RED, legend_below, mark, panels
+from minigrad.run import Run
+from minigrad.verification import verify, verify_that
+
+
+@dataclass
+class Config(RunConfig):
+    """The keys of this experiment."""
+
+    x: float
+    y: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_finite("x", self.x)
+        check_finite("y", self.y)
+
+
+def run(config: Config, run: Run) -> str:
+    """Differentiate, show what became of each tensor, and verify the two slopes."""
+    x = torch.tensor(config.x, device=run.device, requires_grad=True)
+    y = torch.tensor(config.y, device=run.device, requires_grad=True)
+    square = x**2
+    z = square + 2 * y + 1
+    z.backward()
+    assert x.grad is not None
+    assert y.grad is not None
+
+    tensors = {"x": x, "y": y, "x^2": square, "z": z}
+    columns = ("tensor", "value", "requires_grad", "grad_fn", "is_leaf", "grad")
+    run.table("gradient_basics/tensors", columns, [(name, *_row(tensor)) for name, tensor in tensors.items()])
+    run.scalars(0, {"z": z.item(), "gradient/x": x.grad.item(), "gradient/y": y.grad.item()})
+    _draw(run, x, y, z)
+
+    verify("dz/dx", x.grad, 2 * x)
+    verify("dz/dy", y.grad, 2)
+    verify_that("x and y are leaves, and z is not", x.is_leaf and y.is_leaf and not z.is_leaf)
+    verify_that("z knows how it was computed, and a leaf does not", z.grad_fn is not None and x.grad_fn is None)
+    return f"verified: dz/dx = {x.grad.item():g}, dz/dy = {y.grad.item():g}"
+
+
+def _row(tensor: Tensor) -> tuple[str, ...]:
+    made_by = "none" if tensor.grad_fn is None else tensor.grad_fn.name()
+    gradient = f"{tensor.grad.item():g}" if tensor.is_leaf and tensor.grad is not None else "none"
+    return f"{tensor.item():g}", str(tensor.requires_grad), made_by, str(tensor.is_leaf), gradient
+
+
+@torch.no_grad()
+def _draw(run: Run, x: Tensor, y: Tensor, z: Tensor) -> None:
+    """Draw z over each variable, the other held fixed, and the tangent whose slope is the gradient."""
+    figure, ((over_x, over_y),) = panels(1, 2)
+    around = torch.linspace(-3, 3, 101)
+    x0, y0, z0 = x.item(), y.item(), z.item()
+    assert x.grad is not None
+    assert y.grad is not None
+    for axes, name, at, values, slope in (
+        (over_x, "x", x0, (x0 + around) ** 2 + 2 * y0 + 1, x.grad.item()),
+        (over_y, "y", y0, x0**2 + 2 * (y0 + around) + 1, y.grad.item()),
+    ):
+        axes.plot(at + around, values, color=BLUE, lw=2, label="z")
+        axes.plot(
+            at + around, z0 + slope * around, color=RED, ls="--", lw=1.6, label="tangent: its slope is the gradient"
+        )
+        mark(axes, at, z0, "the point")
+        axes.set(xlabel=name, ylabel="z", title=f"dz/d{name} = {slope:g}")
+    legend_below(figure)
+    run.figure("gradient_basics", figure)
