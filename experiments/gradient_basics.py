@@ -6,6 +6,7 @@ slope of the tangent: dz/dx = 2x and dz/dy = 2. Results on the way have no `.gra
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from minigrad.config import RunConfig, check_finite
 from minigrad.figures import BLUE, RED, legend_below, mark, panels
 from minigrad.run import Run
 from minigrad.verification import verify, verify_that
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -38,18 +42,19 @@ def run(config: Config, run: Run) -> str:
     z.backward()
     assert x.grad is not None
     assert y.grad is not None
+    dx, dy = x.grad.item(), y.grad.item()
 
     tensors = {"x": x, "y": y, "x^2": square, "z": z}
     columns = ("tensor", "value", "requires_grad", "grad_fn", "is_leaf", "grad")
     run.table("gradient_basics/tensors", columns, [(name, *_row(tensor)) for name, tensor in tensors.items()])
-    run.scalars(0, {"z": z.item(), "gradient/x": x.grad.item(), "gradient/y": y.grad.item()})
-    _draw(run, x, y, z)
+    run.scalars(0, {"z": z.item(), "gradient/x": dx, "gradient/y": dy})
+    run.figure("gradient_basics", draw(config.x, config.y, dx, dy))
 
-    verify("dz/dx", x.grad, 2 * x)
-    verify("dz/dy", y.grad, 2)
+    verify("dz/dx", dx, 2 * x)
+    verify("dz/dy", dy, 2)
     verify_that("x and y are leaves, and z is not", x.is_leaf and y.is_leaf and not z.is_leaf)
     verify_that("z knows how it was computed, and a leaf does not", z.grad_fn is not None and x.grad_fn is None)
-    return f"verified: dz/dx = {x.grad.item():g}, dz/dy = {y.grad.item():g}"
+    return f"verified: dz/dx = {dx:g}, dz/dy = {dy:g}"
 
 
 def _row(tensor: Tensor) -> tuple[str, ...]:
@@ -58,23 +63,18 @@ def _row(tensor: Tensor) -> tuple[str, ...]:
     return f"{tensor.item():g}", str(tensor.requires_grad), made_by, str(tensor.is_leaf), gradient
 
 
-@torch.no_grad()
-def _draw(run: Run, x: Tensor, y: Tensor, z: Tensor) -> None:
+def draw(x: float, y: float, dx: float, dy: float) -> "Figure":
     """Draw z over each variable, the other held fixed, and the tangent whose slope is the gradient."""
     figure, ((over_x, over_y),) = panels(1, 2)
-    around = torch.linspace(-3, 3, 101)
-    x0, y0, z0 = x.item(), y.item(), z.item()
-    assert x.grad is not None
-    assert y.grad is not None
+    around, z = torch.linspace(-3, 3, 101), x**2 + 2 * y + 1
     for axes, name, at, values, slope in (
-        (over_x, "x", x0, (x0 + around) ** 2 + 2 * y0 + 1, x.grad.item()),
-        (over_y, "y", y0, x0**2 + 2 * (y0 + around) + 1, y.grad.item()),
+        (over_x, "x", x, (x + around) ** 2 + 2 * y + 1, dx),
+        (over_y, "y", y, x**2 + 2 * (y + around) + 1, dy),
     ):
+        tangent = z + slope * around
         axes.plot(at + around, values, color=BLUE, lw=2, label="z")
-        axes.plot(
-            at + around, z0 + slope * around, color=RED, ls="--", lw=1.6, label="tangent: its slope is the gradient"
-        )
-        mark(axes, at, z0, "the point")
+        axes.plot(at + around, tangent, color=RED, ls="--", lw=1.6, label="tangent: its slope is the gradient")
+        mark(axes, at, z, "the point")
         axes.set(xlabel=name, ylabel="z", title=f"dz/d{name} = {slope:g}")
     legend_below(figure)
-    run.figure("gradient_basics", figure)
+    return figure

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from minigrad import generators, path
+from minigrad.autodiff.drawing import draw_graph
 from minigrad.checkpoints import Checkpoints
 from minigrad.config import bind, check, check_at_least, check_one_of
 from minigrad.errors import RunFailed, UserError
@@ -124,6 +125,7 @@ class Training:
             overwrite(self.trainer.parameters, saved_parameters(self._config.initial), "parameters")
         if self._config.resume is not None:  # it was stopped before its first checkpoint
             self._run.goes_on(0, 0)
+        self._draw_graph()
         self._keep_point()
 
     def advance(self, stop: Callable[[], bool]) -> None:
@@ -170,6 +172,12 @@ class Training:
         values = ", ".join(f"{tag} {value:.4g}" for tag, value in self.shown().items() if tag != "train/loss")
         reason = f": {self._stopping.reason}" if self._stopping.reason else ""
         return f"{values} at step {self.trainer.steps}{reason}"
+
+    def _draw_graph(self) -> None:
+        """Record the graph of the loss of the first batch, without a trace in the run: random numbers are put back."""
+        before = generators.state_dict()
+        self._run.graph(draw_graph(self.trainer.loss(0), self.trainer.parameters))
+        generators.load_state_dict(before)
 
     def _judge(self) -> None:
         """Judge the result, and save what was before: on resumption the step of a checkpoint is judged again."""

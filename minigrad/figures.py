@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # From dark to light. Curves that cross also differ by their line: "-", "--", ":".
-BLUE, RED, ORANGE, GREY = "#0b3d91", "#b5302a", "#f0a35e", "0.6"
+BLUE, RED, ORANGE, GREY = "#0b3d91", "#b5302a", "#f0a35e", "0.55"
 _ROW, _COLUMN = 3.4, 4.6  # inches, of one panel
 
 

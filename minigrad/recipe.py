@@ -19,19 +19,14 @@ PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": to
 
 
 @dataclass(kw_only=True)
-class Recipe(RunConfig):
-    """The keys of every experiment that trains; `objective` and `rule` are groups with keys of their own.
+class ObjectiveConfig(RunConfig):
+    """The keys of every experiment with an objective, which is a group with keys of its own.
 
     Those with a default are there for the objectives that have a use for them, whose configs bring them.
     """
 
     objective: dict[str, Any]
-    rule: dict[str, Any]
-    learning_rate: float | None
     steps: int | None
-    accumulate: int
-    clip_norm: float | None
-    precision: str
     activation: str | None = None
     batch_size: int | None = None
     epochs: int | None = None
@@ -39,45 +34,84 @@ class Recipe(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        needs = _needs(bind(OBJECTIVES, self.objective, "objective"))
-        name = self.objective["name"]
+        name, needs = self.objective.get("name"), self.needs
         for key in ("activation", "batch_size", "function"):
             value = getattr(self, key)
             if value is None and key in needs:
                 raise UserError(f"{key} has no value; objective={name} needs one")
             if value is not None and key not in needs:
                 raise UserError(f"{key}={show(value)}: objective={name} has no use for it; leave it out")
-        check_rule(bind(RULES, self.rule, "rule"))
-        if self.learning_rate is not None:
-            check_learning_rate("learning_rate", self.learning_rate)
         if self.activation is not None:
             check_one_of("activation", self.activation, ACTIVATIONS)
-        for key in ("batch_size", "epochs", "steps", "accumulate"):
+        for key in ("batch_size", "epochs", "steps"):
             if getattr(self, key) is not None:
                 check_at_least(key, getattr(self, key), 1)
-        if self.clip_norm is not None:
-            check_positive("clip_norm", self.clip_norm)
-        check_one_of("precision", self.precision, PRECISIONS)
-        if self.precision == "bfloat16" and "activation" not in needs:
-            raise UserError(f"precision=bfloat16: objective={name} is no network; use float32 or float64")
 
     @property
     def label(self) -> str:
-        """A run that trains is called by its objective."""
+        """A run with an objective is called by it."""
         return str(self.objective["name"])
+
+    @property
+    def needs(self) -> list[str]:
+        """What the objective takes from the run: its parameters that are no options of its own."""
+        parameters = inspect.signature(bind(OBJECTIVES, self.objective, "objective")).parameters.values()
+        return [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the objective computes in."""
+        return torch.float32
 
     def new_objective(self, device: torch.device) -> Objective:
         """Return the objective on a device, its parameters where they start."""
-        entry = bind(OBJECTIVES, self.objective, "objective")
         given = {
             "activation": self.activation,
             "batch_size": self.batch_size,
             "function": self.function,
             "seed": self.seed,
             "device": device,
-            "dtype": PRECISIONS[self.precision],
+            "dtype": self.dtype,
         }
-        return entry(**{name: given[name] for name in _needs(entry)})
+        return bind(OBJECTIVES, self.objective, "objective")(**{name: given[name] for name in self.needs})
+
+    def total_steps(self, objective: Objective) -> int:
+        """Return how many steps are asked for, of one batch each."""
+        if self.steps is not None:
+            return self.steps
+        if self.epochs is None:
+            raise UserError(f"neither steps nor epochs are given; objective={self.label} needs one of them")
+        if objective.batches_per_epoch is None:
+            raise UserError(f"epochs={self.epochs}: objective={self.label} has no data to pass over; give steps")
+        return self.epochs * objective.batches_per_epoch
+
+
+@dataclass(kw_only=True)
+class Recipe(ObjectiveConfig):
+    """The keys of every experiment with a trainer; `rule` is a group with keys of its own."""
+
+    rule: dict[str, Any]
+    learning_rate: float | None
+    accumulate: int
+    clip_norm: float | None
+    precision: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rule(bind(RULES, self.rule, "rule"))
+        if self.learning_rate is not None:
+            check_learning_rate("learning_rate", self.learning_rate)
+        check_at_least("accumulate", self.accumulate, 1)
+        if self.clip_norm is not None:
+            check_positive("clip_norm", self.clip_norm)
+        check_one_of("precision", self.precision, PRECISIONS)
+        if self.precision == "bfloat16" and "activation" not in self.needs:
+            raise UserError(f"precision=bfloat16: objective={self.label} is no network; use float32 or float64")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the parameters, whatever autocast computes in."""
+        return PRECISIONS[self.precision]
 
     def new_trainer(self, objective: Objective, learning_rate: Callable[[int], float], on_nonfinite: str) -> Trainer:
         """Return a trainer of an objective."""
@@ -92,17 +126,7 @@ class Recipe(RunConfig):
         )
 
     def total_steps(self, objective: Objective) -> int:
-        """Return how many steps are asked for."""
+        """Return how many steps are asked for, of `accumulate` batches each."""
         if self.steps is not None:
             return self.steps
-        if self.epochs is None:
-            raise UserError(f"neither steps nor epochs are given; objective={self.label} needs one of them")
-        if objective.batches_per_epoch is None:
-            raise UserError(f"epochs={self.epochs}: objective={self.label} has no data to pass over; give steps")
-        return max(1, self.epochs * objective.batches_per_epoch // self.accumulate)
-
-
-def _needs(entry: Callable[..., object]) -> list[str]:
-    """Return what an objective takes from the run: its parameters that are no options of its own."""
-    parameters = inspect.signature(entry).parameters.values()
-    return [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        return max(1, super().total_steps(objective) // self.accumulate)

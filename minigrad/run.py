@@ -20,6 +20,7 @@ import torch
 
 import minigrad_kernels
 from minigrad import tables
+from minigrad.autodiff.drawing import Drawing
 from minigrad.config import RunConfig, as_yaml, hyperparameters
 from minigrad.errors import RunFailed, UserError
 from minigrad.files import write_whole
@@ -123,13 +124,17 @@ class Run:
         """Write a matplotlib figure to TensorBoard and to `figures/<tag>.png`; return the file's path."""
         return self._tracker.figure(tag, figure, self.steps)
 
+    def graph(self, drawing: Drawing) -> Path:
+        """Write a computation's graph to TensorBoard's page of graphs and to `figures/graph.svg`; return the path."""
+        return self._tracker.graph(drawing)
+
     def text(self, tag: str, markdown: str) -> None:
         """Write a text to TensorBoard."""
         self._tracker.text(tag, markdown, self.steps)
 
     def table(self, tag: str, columns: Sequence[str], rows: Sequence[Sequence[tables.Cell]]) -> None:
         """Print a table, and write it to TensorBoard as text."""
-        print(tables.plain(columns, rows), flush=True)
+        print(f"{tables.plain(columns, rows)}\n", flush=True)
         self.text(tag, tables.markdown(columns, rows))
 
     def flush(self) -> None:

@@ -6,13 +6,17 @@ about a third of the cost of one `SummaryWriter.add_scalar` each, and a full dis
 
 import io
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tensorboard.compat.proto.attr_value_pb2 import AttrValue
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.node_def_pb2 import NodeDef
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
@@ -23,6 +27,8 @@ from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from minigrad.autodiff.drawing import Drawing
+from minigrad.autodiff.graph import Graph
 from minigrad.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -65,13 +71,7 @@ class Tracker:
         width, height = (round(inches * _DOTS_PER_INCH) for inches in figure.get_size_inches())
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=buffer.getvalue())
         self._summary(step, [Summary.Value(tag=tag, image=image)])
-        path = self._figures / f"{tag.replace('/', '_')}.png"
-        try:
-            self._figures.mkdir(exist_ok=True)
-            path.write_bytes(buffer.getvalue())
-        except OSError as error:
-            raise RunFailed(f"{path} cannot be written: {error.strerror}") from error
-        return path
+        return self._write_file(f"{tag.replace('/', '_')}.png", buffer.getvalue())
 
     def text(self, tag: str, markdown: str, step: int = 0) -> None:
         """Write a text under its tag."""
@@ -82,6 +82,11 @@ class Tracker:
         )
         metadata = create_summary_metadata(display_name=tag, description="")
         self._summary(step, [Summary.Value(tag=tag, metadata=metadata, tensor=content)])
+
+    def graph(self, drawing: Drawing) -> Path:
+        """Write a computation's graph to the page of graphs and as `figures/graph.svg`; return the file's path."""
+        self._write(Event(graph_def=_graph_def(drawing.graph).SerializeToString()))
+        return self._write_file("graph.svg", drawing.to_svg().encode())
 
     def hyperparameters(self, values: Mapping[str, bool | float | str]) -> None:
         """Write what the HPARAMS page shows of this run; its metrics there are the last values of its curves."""
@@ -113,6 +118,15 @@ class Tracker:
         """Remove the event file, once it is closed."""
         Path(self._file.name).unlink(missing_ok=True)
 
+    def _write_file(self, name: str, content: bytes) -> Path:
+        path = self._figures / name
+        try:
+            self._figures.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        except OSError as error:
+            raise RunFailed(f"{path} cannot be written: {error.strerror}") from error
+        return path
+
     def _summary(self, step: int, values: list[Summary.Value]) -> None:
         self._write(Event(step=step, summary=Summary(value=values)))
 
@@ -125,3 +139,24 @@ class Tracker:
 
     def _failure(self, error: OSError) -> RunFailed:
         return RunFailed(f"{self._file.name} cannot be written: {error.strerror}")
+
+
+def _graph_def(graph: Graph) -> GraphDef:
+    """Return a graph as TensorBoard reads it: every node under a name of its own, with the shape of its results."""
+    names: dict[str, None] = {}  # in order, each once
+    for number, node in enumerate(graph.nodes):
+        name = re.sub(r"[^\w.]+", "_", node.label).strip("_") or node.kind
+        while name in names:
+            name += f"_{number}"
+        names[name] = None
+    nodes, ordered = [], list(names)
+    for name, node in zip(ordered, graph.nodes, strict=True):
+        shapes = [TensorShapeProto(dim=[TensorShapeProto.Dim(size=n) for n in shape]) for shape in node.shapes]
+        attributes = {
+            "_output_shapes": AttrValue(list=AttrValue.ListValue(shape=shapes)),
+            "dtype": AttrValue(s=str(node.dtype).encode()),
+            "saved_bytes": AttrValue(i=sum(saved.bytes for saved in node.saved or ())),
+        }
+        kind = node.label if node.kind == "operation" else node.kind
+        nodes.append(NodeDef(name=name, op=kind, input=[ordered[source] for source in node.inputs], attr=attributes))
+    return GraphDef(node=nodes)

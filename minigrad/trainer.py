@@ -111,11 +111,7 @@ class Trainer:
             tensor.grad = None
         losses = []
         for i in range(self._accumulate):
-            batch = self.objective.batch(self.steps * self._accumulate + i)
-            with self._precision():
-                loss = self.objective.loss(batch)
-            if loss.shape != ():
-                raise UserError(f"the loss is {tuple(loss.shape)}: expected one number, ()")
+            loss = self.loss(self.steps * self._accumulate + i)
             if loss.requires_grad:  # what it depends on, if on anything, is found below
                 loss.backward()  # adds to what is there
             losses.append(loss.detach())
@@ -128,6 +124,15 @@ class Trainer:
             return losses[0], gradients
         torch._foreach_div_(gradients, self._accumulate)
         return torch.stack(losses).mean(), gradients
+
+    def loss(self, index: int) -> Tensor:
+        """Return the loss of the batch of that index, (), with the graph that its backward pass goes through."""
+        batch = self.objective.batch(index)
+        with self._precision():
+            loss = self.objective.loss(batch)
+        if loss.shape != ():
+            raise UserError(f"the loss is {tuple(loss.shape)}: expected one number, ()")
+        return loss
 
     def advance(self, steps: int, stop: Callable[[], bool] = lambda: False) -> Record:
         """Make up to `steps` steps without waiting for the device, then copy what they reported to the host, once.

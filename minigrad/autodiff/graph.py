@@ -1,7 +1,7 @@
 """The graph that autograd records, read as plain data: operations, leaves, what is saved, and what takes what."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -173,11 +173,11 @@ def leaf_of(node: Source) -> Tensor | None:
     return getattr(node, "variable", None)
 
 
-def in_order(outputs: Iterable[T], inputs_of: Callable[[T], list[T]]) -> dict[T, list[T]]:
+def in_order(outputs: Sequence[T], inputs_of: Callable[[T], list[T]]) -> dict[T, list[T]]:
     """Return every node that the outputs depend on with its inputs, each before its own inputs; without recursion."""
     inputs: dict[T, list[T]] = {}
     finished: dict[T, None] = {}
-    stack = [iter(outputs)]
+    stack = [reversed(outputs)]  # the last is finished first, and so comes last
     path: list[T] = []
     while stack:
         node = next(stack[-1], None)
@@ -187,7 +187,7 @@ def in_order(outputs: Iterable[T], inputs_of: Callable[[T], list[T]]) -> dict[T,
                 finished[path.pop()] = None
         elif node not in inputs:
             inputs[node] = inputs_of(node)
-            stack.append(iter(inputs[node]))
+            stack.append(reversed(inputs[node]))
             path.append(node)
     return {node: inputs[node] for node in reversed(finished)}
 
@@ -196,7 +196,10 @@ def saved_by(node: Operation) -> list[tuple[str, Tensor]] | None:
     """Return the tensors that an operation keeps for its backward pass and their names; None if they are freed."""
     try:
         if hasattr(node, "saved_tensors"):  # a Function written in Python
-            found: list[tuple[str, Any]] = [(f"tensor {i}", value) for i, value in enumerate(node.saved_tensors)]
+            kept = [value for value in node.saved_tensors if value is not None]
+            found: list[tuple[str, Any]] = [
+                ("result" if value.grad_fn is node else f"tensor {i}", value) for i, value in enumerate(kept)
+            ]
         else:
             names = [name for name in dir(node) if name.startswith("_saved_")]
             found = [(name.removeprefix("_saved_"), getattr(node, name)) for name in names]

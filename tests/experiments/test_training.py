@@ -14,6 +14,8 @@ import pytest
 import torch
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.model_selection import train_test_split
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.graph_pb2 import GraphDef
 
 import minigrad
 from minigrad.train import main
@@ -137,6 +139,29 @@ def test_the_path_is_drawn_over_functions_of_one_and_two_variables(objective, dr
     overrides = objective.removeprefix("objective=").split()
     run("here", f"objective={overrides[0]}", *overrides[1:], "steps=5")
     assert Path("here/figures/path.png").is_file() == drawn
+
+
+def graphs(name):
+    """Return all graphs that a run has recorded."""
+    events = [event for file in Path(name).glob("events.*") for event in EventFileLoader(str(file)).Load()]
+    return [GraphDef.FromString(event.graph_def) for event in events if event.graph_def]
+
+
+def test_the_graph_of_the_loss_is_recorded_once():
+    with signalled_after(7):
+        main(["run_dir=here", *DIGITS, "steps=20"])
+    resume("here")
+    (graph,) = graphs("here")
+    nodes = {node.name: node.op for node in graph.node}
+    assert {"network.0.weight", "network.0.bias", "nll_loss"} <= nodes.keys()
+    assert "minigrad.bias_activation(tanh)" in nodes.values()
+    assert "network.0.weight" in Path("here", "figures", "graph.svg").read_text()
+
+
+def test_the_graph_is_that_of_the_precision_that_is_trained_in():
+    run("here", *DIGITS, "precision=bfloat16", "steps=1")
+    (graph,) = graphs("here")
+    assert {node.attr["dtype"].s for node in graph.node if node.op == "mm"} == {b"torch.bfloat16"}
 
 
 def test_what_the_objective_notes_is_printed(capsys):

@@ -2,6 +2,7 @@ import resource
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
@@ -11,6 +12,8 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
+import minigrad
+from minigrad.autodiff.drawing import draw_graph
 from minigrad.errors import RunFailed
 from minigrad.tracking import Tracker
 from minigrad.train import main
@@ -36,6 +39,31 @@ def test_scalars_and_figures_are_read_back_by_tensorboard(tmp_path):
     assert path.read_bytes() == image.encoded_image_string
     with Image.open(path) as opened:
         assert opened.size == (image.width, image.height) == (600, 300)
+
+
+def test_a_graph_is_read_back_by_tensorboard_and_lies_in_the_figures(tmp_path):
+    x, w = torch.rand(8, 5), torch.rand(5, 4, requires_grad=True)
+    product = x @ w
+    tracker = Tracker(tmp_path)
+    path = tracker.graph(draw_graph(minigrad.tanh(product) + product.tanh().tanh(), {"x": x, "layer 0/w": w}))
+    tracker.close()
+
+    nodes = {node.name: node for node in EventAccumulator(str(tmp_path)).Reload().Graph().node}
+    assert {name: list(node.input) for name, node in nodes.items()} == {
+        "add": ["minigrad.tanh", "tanh"],
+        "minigrad.tanh": ["mm"],
+        "tanh": ["tanh_3"],
+        "tanh_3": ["mm"],
+        "mm": ["layer_0_w", "x"],
+        "layer_0_w": [],
+        "x": [],
+    }
+    (shape,) = nodes["mm"].attr["_output_shapes"].list.shape
+    assert [dimension.size for dimension in shape.dim] == [8, 4]
+    assert nodes["mm"].attr["saved_bytes"].i == 160
+    assert (nodes["x"].op, nodes["layer_0_w"].op, nodes["mm"].op) == ("constant", "leaf", "mm")
+    assert path == tmp_path / "figures" / "graph.svg"
+    assert path.read_text().startswith("<svg ")
 
 
 def curve(directory: Path | str, tag: str) -> list[tuple[int, float]]:
