@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 import minigrad
+from minigrad import tables
 from minigrad.config import RunConfig, check, check_at_least, check_one_of
 from minigrad.errors import RunFailed
+from minigrad.figures import BLUE, RED, legend_below, panels
 from minigrad.run import Run
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ACTIVATIONS = {"sigmoid": (torch.sigmoid, minigrad.sigmoid), "tanh": (torch.tanh, minigrad.tanh)}
+COLUMNS = ("activation", "dtype", "PyTorch, ULP", "minigrad, ULP", "PyTorch's is 0 from", "where it should be")
 # What minigrad's first derivative promises in each dtype, in ULP.
 LIMITS = {"float16": 1.0, "bfloat16": 1.0, "float32": 8.0}
 
@@ -106,16 +109,14 @@ def compare(activation: str, dtype_name: str, points: int, device: torch.device)
 
 
 def run(config: Config, run: Run) -> str:
-    """Compare, print, plot and verify; return what was found."""
+    """Compare, show, plot and verify; return what was found."""
     comparisons = [
         compare(activation, dtype, config.points, run.device)
         for activation in config.activations
         for dtype in config.dtypes
     ]
-    print("                   largest error in ULP   PyTorch's gradient is 0")
-    print("activation dtype     PyTorch   minigrad    from |x| = where it should be")
+    run.table("exactness/errors", COLUMNS, [row(comparison) for comparison in comparisons])
     for comparison in comparisons:
-        print(_row(comparison))
         tag = f"exactness/{comparison.activation}/{comparison.dtype}"
         run.scalars(
             0,
@@ -148,25 +149,23 @@ def verify(comparisons: list[Comparison]) -> None:
         raise RunFailed(f"minigrad's gradient is off: {'; '.join(wrong)}")
 
 
-def _row(comparison: Comparison) -> str:
-    torch_error, minigrad_error = map(comparison.worst, (comparison.torch_gradient, comparison.minigrad_gradient))
-    row = f"{comparison.activation:<10} {comparison.dtype:<9} {torch_error:>7.3g}   {minigrad_error:>8.3g}    "
+def row(comparison: Comparison) -> tuple[tables.Cell, ...]:
+    """Return the largest errors, and where PyTorch's gradient vanishes, for the table."""
     zeros = comparison.false_zeros(comparison.torch_gradient)
-    if not zeros.any():
-        return f"{row}nowhere"
-    distances = comparison.x[zeros].abs()
-    nearest = distances.argmin()
-    return f"{row}{distances[nearest]:<10.4g} {comparison.true[zeros][nearest]:.2g}"
+    start, true = "nowhere", ""
+    if zeros.any():
+        distances = comparison.x[zeros].abs()
+        nearest = distances.argmin()
+        start, true = f"|x| = {distances[nearest]:.4g}", f"{comparison.true[zeros][nearest]:.2g}"
+    errors = [f"{comparison.worst(g):,.3g}" for g in (comparison.torch_gradient, comparison.minigrad_gradient)]
+    return comparison.activation, comparison.dtype, *errors, start, true
 
 
 def draw(comparisons: list[Comparison]) -> "Figure":
     """Draw the relative error over x, one row an activation and one column a dtype."""
-    from matplotlib.figure import Figure
-
     activations = list(dict.fromkeys(comparison.activation for comparison in comparisons))
     columns = len(comparisons) // len(activations)
-    figure = Figure(figsize=(1.2 + 3.6 * columns, 1.4 + 2.6 * len(activations)), layout="constrained")
-    grid = figure.subplots(len(activations), columns, sharey=True, squeeze=False)
+    figure, grid = panels(len(activations), columns, sharey=True)
     for axes, comparison in zip(grid.flat, comparisons, strict=True):
         _draw_one(axes, comparison)
     for axes in grid[-1]:
@@ -174,10 +173,7 @@ def draw(comparisons: list[Comparison]) -> "Figure":
     for axes in grid[:, 0]:
         axes.set_ylabel("relative error")
     figure.suptitle("Error of the first derivative against float64, largest in each of 200 intervals of x")
-    entries = {
-        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, frameon=False)
+    legend_below(figure)
     return figure
 
 
@@ -193,14 +189,12 @@ def _draw_one(axes: "Axes", comparison: Comparison) -> None:
             axes.axvspan(sign * nearest, sign * reach, color="0.85", lw=0, label="PyTorch's gradient is exactly 0")
     axes.axhline(eps / 2, color="black", lw=0.8, ls=":", label="rounding to the dtype alone", zorder=3)
     for gradient, name, color, line in (
-        (comparison.torch_gradient, "PyTorch", "#c0392b", "--"),
-        (comparison.minigrad_gradient, "minigrad", "#0b3d91", "-"),
+        (comparison.torch_gradient, "PyTorch", RED, "--"),
+        (comparison.minigrad_gradient, "minigrad", BLUE, "-"),
     ):
         error = (gradient / comparison.true - 1).abs()[normal].clamp(min=eps / 32)
         axes.plot(*_largest_in_bins(comparison.x[normal], error, 200), label=name, color=color, ls=line, lw=1.6)
     axes.set(yscale="log", ylim=(1e-9, 10), xlim=(-reach, reach), title=f"{comparison.activation}, {comparison.dtype}")
-    axes.grid(True, color="0.9", lw=0.5)
-    axes.set_axisbelow(True)
 
 
 def _largest_in_bins(x: Tensor, y: Tensor, bins: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minigrad.config import check, check_at_least, check_positive, show
 from minigrad.errors import RunFailed
+from minigrad.figures import BLUE, RED, panels
 from minigrad.interruption import requested
 from minigrad.progress import progress
 from minigrad.recipe import Recipe
@@ -74,7 +75,7 @@ def run(config: Config, run: Run) -> str:
         print(note, flush=True)
     total = config.total_steps(objective)
     check_at_least("steps", total, 2 * LOOK_EVERY)
-    growth = (config.highest / config.lowest) ** (1 / max(total - 1, 1))
+    growth = (config.highest / config.lowest) ** (1 / (total - 1))
     trainer = config.new_trainer(objective, lambda step: config.lowest * growth**step, on_nonfinite="stop")
     records: list[Record] = []
     diverged = False
@@ -141,18 +142,14 @@ def find(rates: Tensor, loss: Tensor, diverged: bool) -> Found:
 
 def draw(found: Found) -> "Figure":
     """Draw the loss and its moving average over the learning rate, and mark the suggestion."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, ((axes,),) = panels()
     axes.plot(found.rates, found.loss, color="0.75", lw=0.8, label="loss of the batch")
-    axes.plot(found.rates, found.smoothed, color="#0b3d91", lw=1.8, label="moving average")
+    axes.plot(found.rates, found.smoothed, color=BLUE, lw=1.8, label="moving average")
     axes.axvline(found.lowest, color="0.4", ls=":", label=f"lowest: {found.lowest:.2g}")
-    axes.axvline(found.suggestion, color="#e4572e", ls="--", label=f"suggested: {found.suggestion:.2g}")
+    axes.axvline(found.suggestion, color=RED, ls="--", label=f"suggested: {found.suggestion:.2g}")
     low, first = float(found.smoothed.min()), float(found.smoothed[0])
     margin = 0.3 * (first - low)
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(low - margin, first + 2 * margin))
     axes.set_title("Loss while the learning rate rises from step to step")
-    axes.grid(True, color="0.9", lw=0.5)
     axes.legend(frameon=False)
     return figure

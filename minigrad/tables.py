@@ -10,10 +10,8 @@ def plain(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     table, numeric = _shown(columns, rows), _numeric(columns, rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     table.insert(1, ["-" * width for width in widths])
-    lines = (
-        "  ".join(cell.rjust(n) if right else cell.ljust(n) for cell, n, right in zip(row, widths, numeric, strict=True))
-        for row in table
-    )
+    forms = [f"{'>' if right else '<'}{width}" for right, width in zip(numeric, widths, strict=True)]
+    lines = ("  ".join(map(format, row, forms)) for row in table)
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -26,7 +26,7 @@ def test_it_runs_and_verifies_with_its_defaults(capsys):
             assert summary[f"exactness/{activation}/{dtype}/torch_false_zeros"] > 0
     assert Path("here", "figures", "exactness.png").stat().st_size > 50_000
     out = capsys.readouterr().out
-    assert "tanh       bfloat16 " in out
+    assert "tanh        bfloat16  256           0.5            |x| = 3.469          0.0039\n" in out
     assert "verified" in out
 
 
