@@ -8,14 +8,13 @@ Source: L. N. Smith, "Cyclical learning rates for training neural networks", WAC
     of the fall is customary, not Smith's.
 """
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from minigrad.config import check, check_at_least, check_positive, show
+from minigrad.config import check, check_at_least, check_learning_rate, check_positive, show
 from minigrad.errors import RunFailed
 from minigrad.figures import BLUE, RED, panels
 from minigrad.interruption import requested
@@ -44,7 +43,8 @@ class Config(Recipe):
         given = self.learning_rate
         check(given is None, "learning_rate", given, "null: this experiment finds it, from lowest to highest")
         check_positive("lowest", self.lowest)
-        check(self.lowest < self.highest < math.inf, "highest", self.highest, f"more than lowest={show(self.lowest)}")
+        check_learning_rate("highest", self.highest)
+        check(self.lowest < self.highest, "highest", self.highest, f"more than lowest={show(self.lowest)}")
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ class Training:
             return stop()
 
         try:
-            self._write(self.trainer.advance(due - steps, after_step if self._drawn else stop))
+            self._write(self.trainer.advance(due - steps, after_step))
         except NonFiniteError as error:
             self._write(error.record)
             raise
