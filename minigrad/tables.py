@@ -23,7 +23,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def _shown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[list[str]]:
-    return [list(columns), *([f"{cell:.6g}" if _is_number(cell) else str(cell) for cell in row] for row in rows)]
+    return [list(columns), *([f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
 
 
 def _numeric(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[bool]:

@@ -30,8 +30,9 @@ def test_a_column_of_words_and_numbers_is_one_of_words():
 
 
 @pytest.mark.parametrize("form", [plain, markdown])
-def test_numbers_have_six_digits(form):
+def test_numbers_have_six_digits_and_integers_all(form):
     assert "0.333333" in form(("n",), [(1 / 3,)])
+    assert "12345678" in form(("n",), [(12345678,)])
 
 
 @pytest.mark.parametrize(("form", "lines"), [(plain, 2), (markdown, 2)])
