@@ -254,7 +254,9 @@ def test_every_public_name_is_there_and_says_what_it_takes(full_name):
     if parameters and _within(module, "minigrad"):
         assert "\nArgs:\n" in described
     if inspect.isfunction(value) and signature.return_annotation not in (None, "None"):
-        assert re.search(r"\bReturns?\b", described), f"{full_name}: the docstring does not say what is returned"
+        assert re.search(r"\b(Returns?|Yields)\b", described), (
+            f"{full_name}: the docstring does not say what is returned"
+        )
 
 
 def _stems(folder: str, pattern: str) -> set[str]:

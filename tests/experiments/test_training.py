@@ -467,12 +467,12 @@ def f(x):
 
 f.calls = 0
 """
-# Besides the steps, it is called at the start, to check it, and to judge at the steps 0, 10, 20, ...
+# Besides the steps, it is called at the start, to check it and to draw its graph, and to judge at the steps 0, 10, ...
 PYTHON = ["objective=python", "objective.start=[1,2,3]", "steps=40", "judge_every=10", "checkpoint_every=10"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(capsys):
-    code = SPOILT.format(calls=[2 + 2 + 15])  # the step 15
+    code = SPOILT.format(calls=[3 + 2 + 15])  # the step 15
     assert main(["run_dir=here", *PYTHON, f"function={module(code)}:f"]) == 1
     shown = capsys.readouterr()
     assert shown.err == (
@@ -490,7 +490,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
 
 
 def test_a_loss_that_is_not_finite_can_be_skipped(capsys):
-    code = SPOILT.format(calls=[2 + 2 + 15, 2 + 2 + 17, 2 + 3 + 23])
+    code = SPOILT.format(calls=[3 + 2 + 15, 3 + 2 + 17, 3 + 3 + 23])
     found = run("here", *PYTHON, f"function={module(code)}:f", "on_nonfinite=skip")
     complaint = "the loss is nan, the norm of the gradient of x nan: skipped"
     assert [line for line in capsys.readouterr().out.splitlines() if "skipped" in line] == [

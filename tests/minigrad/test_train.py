@@ -39,7 +39,10 @@ EXACTNESS_KEYS = (
     "keys of experiment=exactness: experiment, seed, device, threads, deterministic, run_dir, activations, dtypes, "
     "points"
 )
-EXPERIMENTS = "exactness, learning_rate_range, training"
+EXPERIMENTS = (
+    "backpropagation, chain_rule, computational_graph, detaching, exactness, gradient_accumulation, gradient_basics, "
+    "gradient_flow, gradient_modes, higher_order, learning_rate_range, manual_descent, training"
+)
 OBJECTIVES = (
     "ackley, beale, booth, branin, breast_cancer, diabetes, digits, himmelblau, mnist5k, parabola, python, quadratic, "
     "quadratic_deep, rastrigin, rosenbrock, saddle, spirals, table, wine"
