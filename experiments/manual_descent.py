@@ -221,7 +221,7 @@ def draw(run: Run, objective: Objective, descent: Descent, learning_rate: float)
     if x is not None:
         assert isinstance(objective, Function)
         passed = path.Path(len(descent.x) - 1)
-        for step, point in enumerate(descent.x[:-1]):
+        for step, point in enumerate(descent.x):
             passed.add(step, point)
         run.figure("path", path.draw(objective.landscape, passed, x))
 

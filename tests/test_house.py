@@ -271,6 +271,26 @@ def test_an_experiment_has_one_stem_in_four_places():
     assert set(re.findall(r"\bexperiments/(\w+)\.py\b", readme)) == stems, "the README's rows of experiments differ"
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/chapter.md"])
+def test_every_link_of_a_page_leads_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    assert links
+    for link in links:
+        file, _, section = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), f"{page} links to {link}"
+        if section:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert section in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], link
+
+
+def test_every_picture_is_shown_on_a_page():
+    pages = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/chapter.md")}
+    for picture in (ROOT / "docs").rglob("*.png"):
+        assert any(picture.name in text for text in pages.values()), f"no page shows {picture.name}"
+
+
 def test_every_config_is_the_primary_one_or_a_group_s_option():
     options = {f"{group}/{option}.yaml" for group, names in catalog.groups().items() for option in names}
     files = {file.relative_to(ROOT / "configs").as_posix() for file in (ROOT / "configs").rglob("*") if file.is_file()}

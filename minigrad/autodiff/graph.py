@@ -151,10 +151,10 @@ Source = Operation | Constant
 
 def as_tensors(output: Tensor | Sequence[Tensor], name: str) -> tuple[Tensor, ...]:
     """Return one tensor or several as a tuple; raise a TypeError that names the argument if they are none."""
-    tensors = (output,) if isinstance(output, Tensor) else tuple(output)
+    tensors = tuple(output) if isinstance(output, list | tuple) else (output,)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"`{name}` holds a {type(tensor).__name__}: pass a tensor, or a sequence of tensors")
+            raise TypeError(f"`{name}` is or holds a {type(tensor).__name__}: pass a tensor, or a list of tensors")
     return tensors
 
 

@@ -257,6 +257,36 @@ def test_a_stride_bug_in_the_double_backward_alone_is_caught():
     assert (error.report.comparisons[-1].order, error.report.comparisons[-1].name) == (2, "transposed inputs")
 
 
+def test_reading_beside_the_elements_is_caught_even_if_it_counts_for_nothing():
+    def backward(ctx, v):
+        beside = v.as_strided(v.shape, v.stride(), max(0, v.storage_offset() - 1))
+        return Cube.backward(ctx, v) + 0 * beside
+
+    worst = failure(cube(backward=backward)).report.comparisons[-1]
+    assert (worst.name, worst.found != worst.found) == ("sliced upstream gradient", True)
+
+
+def test_memory_made_like_an_expanded_upstream_gradient_is_caught_at_second_order():
+    class Slope(Cube):
+        @staticmethod
+        def forward(x, v):
+            return torch.empty_strided(v.shape, v.stride(), dtype=v.dtype).copy_(3 * x**2 * v)
+
+        @staticmethod
+        def backward(ctx, w):
+            x, v = ctx.saved_tensors
+            copy = torch.empty_strided(v.shape, v.stride(), dtype=v.dtype).copy_(v)
+            return 6 * x * copy * w, 3 * x**2 * w
+
+    def backward(ctx, v):
+        if v.stride(-1) == 0 and not v.requires_grad:
+            v = v.contiguous()
+        return Slope.apply(ctx.saved_tensors[0], v)
+
+    error = failure(cube(backward=backward), forward_mode=False)
+    assert str(error).startswith("expanded inputs, order 2: refused, though a contiguous one is taken: ")
+
+
 def test_a_backward_that_is_only_once_differentiable_is_said_to_be():
     function = cube(backward=once_differentiable(Cube.backward))
     check_gradients(function, X, order=1)
@@ -297,6 +327,15 @@ def test_forward_mode_that_disagrees_is_caught():
     worst = error.report.comparisons[-1]
     assert (worst.name, worst.output.index) == ("forward mode against reverse mode", (1, 2))
     assert (worst.found, worst.expected) == (pytest.approx(3.63363, rel=1e-14), pytest.approx(3.63, rel=1e-14))
+
+
+def test_forward_mode_has_to_agree_far_beyond_what_differences_tell():
+    failure(cube(jvp=lambda ctx, tangent: (1 + 1e-11) * Cube.jvp(ctx, tangent)))
+
+
+def test_steps_grow_with_the_input():
+    far = torch.tensor(1e6, dtype=torch.float64)
+    assert check_gradients(torch.log, far, order=1).comparisons[0].error < 1e-14
 
 
 def test_missing_forward_mode_is_named_and_can_be_left_out():
@@ -352,7 +391,7 @@ def test_tolerances_are_those_given():
         (torch.complex, [X, X], {}, TypeError, "output is torch.complex128: check the real"),
         (torch.Tensor.half, X, {}, TypeError, "output is torch.float16, too coarse"),
         (torch.sin, X.to_sparse(), {}, TypeError, "input has layout torch.sparse_coo"),
-        (torch.sin, [X, 3.0], {}, TypeError, "`inputs` holds a float"),
+        (torch.sin, [X, 3.0], {}, TypeError, "`inputs` is or holds a float"),
         (torch.sin, X.long(), {}, ValueError, "`inputs` holds no floating-point tensor"),
         (lambda x: {"y": x}, X, {}, TypeError, "the function returned a dict: return a tensor, or a tuple of tensors"),
         (lambda x: (x, 3.0), X, {}, TypeError, "the function returned a float in a tuple"),

@@ -164,9 +164,10 @@ def test_thousands_of_nodes_take_no_recursion():
     assert len(found.edges) == 10_000
 
 
-def test_an_output_that_is_no_tensor_is_an_error():
-    with pytest.raises(TypeError, match=r"`output` holds a int: pass a tensor, or a sequence of tensors"):
-        read([torch.rand(2), 3])
+@pytest.mark.parametrize("output", [3, [torch.rand(2), 3]])
+def test_an_output_that_is_no_tensor_is_an_error(output):
+    with pytest.raises(TypeError, match=r"`output` is or holds a int: pass a tensor, or a list of tensors"):
+        read(output)
 
 
 def test_in_order_visits_each_once_and_keeps_the_order_of_the_inputs():
