@@ -13,15 +13,16 @@ def verify(what: str, found: Value | None, expected: Value, within: float = 0.0)
 
     Args:
         what: names the value in the message.
-        found: any shape; None, as of a gradient that is missing, is never right.
+        found: any shape but an empty one, real; None, as of a gradient that is missing, is never right.
         expected: the same shape, or one number for all.
         within: the largest absolute difference allowed; infinities and NaN are right only where they are expected.
 
     Raises:
         RunFailed: one is off; the message has the worst, with its index where there are several.
     """
-    if found is None:
+    if found is None or (isinstance(found, Tensor) and found.numel() == 0):
         raise RunFailed(f"{what} is missing, expected {expected}")
+    assert not torch.is_complex(torch.as_tensor(found))  # float64 would drop half of it
     ours, theirs = (torch.as_tensor(value, dtype=torch.float64).detach().cpu() for value in (found, expected))
     if theirs.shape not in ((), ours.shape):
         raise RunFailed(f"{what} is {tuple(ours.shape)}, expected {tuple(theirs.shape)}")

@@ -20,3 +20,12 @@ def test_memory_within_minigrad_s_operations_counts():
     with LiveStorages() as storages:
         minigrad.derivative("tanh", x, 3)
     assert 3 * x.nbytes <= storages.peak < 3.1 * x.nbytes  # e^u, 1 / (e^u + e^-u)^2 and the result
+
+
+def test_what_was_there_before_does_not_count():
+    x = torch.ones(1000)
+    with LiveStorages() as storages:
+        x.t().mul_(2)
+        x.detach().view(10, 100)
+        torch.add(x, 1, out=x)
+    assert storages.peak == 0
