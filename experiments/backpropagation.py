@@ -2,8 +2,9 @@
 
 The forward pass computes a product, a sum, an activation. The backward pass goes the same way in reverse: each
 operation receives how fast y changes with its result, the upstream gradient, multiplies it by how fast its result
-changes with each of its inputs, the local derivative, and sends the products on. So dy/dw = f'(w x + b) x,
-dy/db = f'(w x + b) and dy/dx = f'(w x + b) w, where f' = y (1 - y) for sigmoid, 1 - y^2 for tanh, and 0 or 1 for ReLU.
+changes with each of its inputs, the local derivative, and sends the products on. So dy/dw = f'(w x + b) x, dy/db = f'(w
+x + b) and dy/dx = f'(w x + b) w, where f' = y (1 - y) for sigmoid, 1 - y^2 for tanh, and 0 or 1 for ReLU (at 0, where
+it has none, PyTorch takes 0).
 """
 
 import math
@@ -67,8 +68,12 @@ def run(config: Config, run: Run) -> str:
     run.table("backpropagation/backward", trace.columns, trace.rows)
     print(f"The chain rule:\n{trace.chain_rule()}\n")
     run.text("backpropagation/chain_rule", f"```\n{trace.chain_rule()}\n```")
-    gradients = {"gradient/w": w.grad.item(), "gradient/b": b.grad.item(), "gradient/x": x.grad.item()}
-    run.scalars(0, {"z": z.item(), "y": y.item(), **gradients})
+    gradients = {
+        "backpropagation/dy_dw": w.grad.item(),
+        "backpropagation/dy_db": b.grad.item(),
+        "backpropagation/dy_dx": x.grad.item(),
+    }
+    run.scalars(0, {"backpropagation/z": z.item(), "backpropagation/y": y.item(), **gradients})
     _draw(run, config.activation, {"w": w, "x": x, "product": product, "b": b, "z": z, "y": y}, trace)
 
     # Each result is rounded once in float32, so z is within half an ULP of each of product and z. y is good to 4 ULP
@@ -77,7 +82,7 @@ def run(config: Config, run: Run) -> str:
     exact_x, exact_w, exact_b, at = (value.detach().cpu().double() for value in (x, w, b, z))
     exact_product = exact_w * exact_x
     exact = exact_product + exact_b
-    verify("z", z, exact, within=limits.eps * float(exact_product.abs() + exact.abs()))
+    verify("z", z, exact, within=limits.eps * float(exact_product.abs() + exact.abs()) + limits.smallest_normal)
     tiny = limits.smallest_normal * (1 + float(exact_x.abs() + exact_w.abs()))
     expected = getattr(torch, config.activation)(at)
     verify("y", y, expected, within=4 * limits.eps * float(expected.abs()) + tiny)

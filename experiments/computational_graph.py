@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import minigrad
-from minigrad.config import RunConfig, check_finite
+from minigrad.config import RunConfig, check
 from minigrad.run import Run
 from minigrad.verification import verify, verify_that
 
@@ -30,7 +30,8 @@ class Config(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("a", "b", "c"):
-            check_finite(key, getattr(self, key))
+            value = getattr(self, key)
+            check(abs(value) <= 1e18, key, value, "a number from -1e18 to 1e18, so that float32 can hold the product")
 
 
 def run(config: Config, run: Run) -> str:
@@ -39,7 +40,8 @@ def run(config: Config, run: Run) -> str:
     e = a + b
     d = e * c
 
-    run.table("computational_graph/nodes", ("node", "of", "next_functions"), walk(d.grad_fn, {a: "a", b: "b", c: "c"}))
+    nodes = walk(d.grad_fn, {a: "a", b: "b", c: "c"})
+    run.table("computational_graph/nodes", ("node", "of", "next_functions"), nodes)
     drawing = minigrad.draw_graph(d, {"a": a, "b": b, "c": c})
     run.graph(drawing)
     run.figure("computational_graph", drawing.to_figure())
@@ -48,8 +50,18 @@ def run(config: Config, run: Run) -> str:
     e.retain_grad()  # or the gradient of what is no leaf is passed through and dropped
     d.backward()
     gradients: dict[str, Any] = {"a": a.grad, "b": b.grad, "c": c.grad, "e = a + b": e.grad}
-    run.table("computational_graph/gradients", ("d d / d", "gradient"), [(n, float(g)) for n, g in gradients.items()])
-    run.scalars(0, {"d": d.item(), **{f"gradient/{name[0]}": float(g) for name, g in gradients.items()}})
+    run.table(
+        "computational_graph/gradients",
+        ("with respect to", "gradient of d"),
+        [(n, float(g)) for n, g in gradients.items()],
+    )
+    run.scalars(
+        0,
+        {
+            "computational_graph/d": d.item(),
+            **{f"computational_graph/dd_d{name[0]}": float(g) for name, g in gradients.items()},
+        },
+    )
 
     for name, expected in (("a", c), ("b", c), ("c", a + b), ("e = a + b", c)):
         verify(f"the gradient of {name}", gradients[name], expected)
@@ -58,6 +70,17 @@ def run(config: Config, run: Run) -> str:
         "the graph is a product of a sum and a leaf",
         [(node.label, [graph.nodes[i].label for i in node.inputs]) for node in graph.nodes if node.kind == "operation"]
         == [("mul", ["add", "c"]), ("add", ["a", "b"])],
+    )
+    verify_that(
+        "the walk passes the product, the sum and the three leaves",
+        [(node.rstrip("0"), leaf) for node, leaf, _ in nodes]
+        == [
+            ("MulBackward", ""),
+            ("AddBackward", ""),
+            ("AccumulateGrad", "c"),
+            ("AccumulateGrad", "a"),
+            ("AccumulateGrad", "b"),
+        ],
     )
     verify("the bytes that the graph keeps, two float32 factors,", graph.saved_bytes, 8)
     return f"verified: the gradients of a, b and c are {', '.join(f'{gradients[name].item():g}' for name in 'abc')}"

@@ -102,7 +102,7 @@ def run(config: Config, run: Run) -> str:
         "backward_twice": (backward_twice(leaf(), retain_graph=True), 6 * square),
     }
     for name, (found, expected) in gradients.items():
-        run.scalars(0, {f"gradient/{name}": found.item()})
+        run.scalars(0, {f"detaching/gradient/{name}": found.item()})
         verify(f"the gradient of {name}", found, expected, within=rounding)
     shown = {name: f"{found.item():g}" for name, (found, _) in gradients.items()}
     errors = (

@@ -11,9 +11,10 @@ counts by its share of the samples:
 
     grad (1/n) sum_j l_j = sum_i (n_i / n) grad (1/n_i) sum_(j in i) l_j
 
-Without the weight the sum of k means is k times too large, as if the learning rate were. The weight 1/k is right only
-where all n_i are equal, as the batches of a training run are (`accumulate=4`); else the samples of a smaller part count
-for more. None of it holds where a sample's output depends on the rest of its batch, as under batch normalisation.
+Without the weight the sum of k means is, for equal parts, k times the gradient, as if the learning rate were k times as
+large. The weight 1/k is right only where all n_i are equal, as the batches of a training run are (`accumulate=4`); else
+the samples of a smaller part count for more. None of it holds where a sample's output depends on the rest of its batch,
+as under batch normalisation.
 """
 
 import copy
@@ -74,7 +75,7 @@ def run(config: Config, run: Run) -> str:
     for k, errors in right.items():
         size, rest = divmod(config.batch_size, k)
         rows.append([k, f"{size + 1} or {size}" if rest else str(size), *errors.values()])
-        run.scalars(k, {f"relative_error/{tag}": error for tag, error in errors.items()})
+        run.scalars(k, {f"gradient_accumulation/relative_error/{tag}": error for tag, error in errors.items()})
     print("relative error of the accumulated gradient, by the weight of each micro-batch's mean loss:")
     run.table("gradient_accumulation/batch", ("k", "n_i", *WEIGHTS.values()), rows)
     draw(run, left, right)
@@ -119,7 +120,7 @@ def add_at_a_point(at: float, run: Run) -> list[tuple[str, float | None]]:
         if terms is None or gradient is None:
             verify_that(f"x.grad is none after {call}", terms is None and gradient is None)
             continue
-        run.scalars(step, {"gradient/x": gradient})
+        run.scalars(step, {"gradient_accumulation/x_grad": gradient})
         # Rounded: x^2, 3 x^2 and the sum, on either side.
         within = 4 * torch.finfo(x.dtype).eps * sum(map(abs, terms))
         verify(f"x.grad after {call}", gradient, sum(terms), within)

@@ -1,8 +1,9 @@
 """What a gradient is, and what PyTorch keeps to find it: z = x^2 + 2y + 1, by default at x = 2, y = 3.
 
-A tensor with `requires_grad` is a leaf: a variable to differentiate by. What is computed from it remembers how, in its
-`grad_fn`. `z.backward()` follows these memories back and leaves in each leaf's `.grad` how fast z changes with it, the
-slope of the tangent: dz/dx = 2x and dz/dy = 2. Results on the way have no `.grad`: they are there to be passed through.
+A tensor made with `requires_grad=True` is a leaf: a variable to differentiate by. What is computed from it requires a
+gradient too, is no leaf, and remembers in its `grad_fn` how it was computed. `z.backward()` follows these memories back
+and leaves in each leaf's `.grad` how fast z changes with it, the slope of the tangent: dz/dx = 2x and dz/dy = 2. What
+is computed on the way keeps no `.grad`: the gradient passes through it.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minigrad.config import RunConfig, check_finite
+from minigrad.config import RunConfig, check
 from minigrad.figures import BLUE, RED, legend_below, mark, panels
 from minigrad.run import Run
 from minigrad.verification import verify, verify_that
@@ -29,8 +30,8 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_finite("x", self.x)
-        check_finite("y", self.y)
+        for key, value in (("x", self.x), ("y", self.y)):
+            check(abs(value) <= 1e18, key, value, "a number from -1e18 to 1e18, whose square float32 can hold")
 
 
 def run(config: Config, run: Run) -> str:
@@ -47,9 +48,11 @@ def run(config: Config, run: Run) -> str:
     tensors = {"x": x, "y": y, "x^2": square, "z": z}
     columns = ("tensor", "value", "requires_grad", "grad_fn", "is_leaf", "grad")
     run.table("gradient_basics/tensors", columns, [(name, *_row(tensor)) for name, tensor in tensors.items()])
-    run.scalars(0, {"z": z.item(), "gradient/x": dx, "gradient/y": dy})
+    run.scalars(0, {"gradient_basics/z": z.item(), "gradient_basics/dx": dx, "gradient_basics/dy": dy})
     run.figure("gradient_basics", draw(config.x, config.y, dx, dy))
 
+    exact = config.x**2 + 2 * config.y + 1
+    verify("z", z, exact, within=1e-6 * (config.x**2 + 2 * abs(config.y) + 1))  # some roundings of float32
     verify("dz/dx", dx, 2 * x)
     verify("dz/dy", dy, 2)
     verify_that("x and y are leaves, and z is not", x.is_leaf and y.is_leaf and not z.is_leaf)

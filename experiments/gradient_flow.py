@@ -1,8 +1,8 @@
 """What gradient comes back through a function: ReLU, sigmoid, tanh, square and sine over an interval, and its zeros.
 
-A backward pass multiplies what comes from behind by the derivative. ReLU's is 0 or 1: it passes on or it blocks.
-Sigmoid's is 1/4 at most: every layer weakens. Tanh's reaches 1, but only around 0. Those of square and sine grow with x
-or change their sign.
+A backward pass multiplies what comes from behind by the derivative. ReLU's is 0 or 1: it passes on or it blocks (at 0,
+where there is none, PyTorch takes 0). Sigmoid's is 1/4 at most: every layer passes on a quarter of what comes, or less.
+Tanh's reaches 1, but only around 0. Those of square and sine grow with x or change their sign.
 
 Then bfloat16, in which much is trained: PyTorch finds the derivatives of sigmoid and tanh from their rounded output,
 y (1 - y) and 1 - y^2, and where y has rounded to 1 nothing comes back at all, although bfloat16 has numbers for what
@@ -111,7 +111,7 @@ def run(config: Config, run: Run) -> str:
         for name in ("relu", "sigmoid", "tanh")
     }
     print(f"false zeros among the {len(x)} numbers of bfloat16 from {x[0].item():g} to {x[-1].item():g}")
-    columns = ("function", "PyTorch's", "from |x| =", "where it should be", "minigrad's")
+    columns = ("function", "PyTorch's", "from", "where it should be", "minigrad's")
     run.table("gradient_flow/bfloat16", columns, [(name, *_false_zeros(*pair)) for name, pair in pairs.items()])
     for name, (theirs, ours) in pairs.items():
         run.scalars(0, {f"gradient_flow/{name}/torch_false_zeros": int(theirs.false_zeros.sum())})
@@ -151,11 +151,14 @@ def verify_bfloat16(name: str, flow: Flow) -> None:
 
 
 def _false_zeros(theirs: Flow, ours: Flow) -> tuple[int, str, str, int]:
-    at = theirs.x[theirs.false_zeros].abs()
+    at = theirs.x[theirs.false_zeros]
     if len(at) == 0:
         return 0, "nowhere", "", int(ours.false_zeros.sum())
-    should = theirs.true[theirs.false_zeros][at.argmin()]
-    return len(at), f"{float(at.min()):.4g}", f"{float(should):.2g}", int(ours.false_zeros.sum())
+    start = (
+        f"x = {float(at.min()):.4g}" if at.min() > 0 else f"|x| = {float(at.abs().min()):.4g}"
+    )  # sigmoid's, or tanh's
+    should = theirs.true[theirs.false_zeros][at.abs().argmin()]
+    return len(at), start, f"{float(should):.2g}", int(ours.false_zeros.sum())
 
 
 def draw(flows: dict[str, Flow], statistics: dict[str, dict[str, float]]) -> "Figure":

@@ -5,8 +5,9 @@ backward pass will need. Of that the parameters are there anyway; the activation
 and they grow with the batch.
 
     no_grad         records nothing and so saves nothing; for evaluation, and for the update of parameters in place
-    enable_grad     turns recording back on, within no_grad too
-    inference_mode  as no_grad, and its results can never be part of a graph: that spares them all bookkeeping
+    enable_grad     turns recording back on, within no_grad too, but not within inference_mode
+    inference_mode  as no_grad, and its results can neither require a gradient nor be saved for a backward pass later:
+                    that spares them all bookkeeping
     detach          cuts a result off its graph: the forward pass had saved everything, which is freed with the graph
 """
 
@@ -138,8 +139,10 @@ def run(config: Config, run: Run) -> str:
     run.table("gradient_modes/modes", columns, [_row(name, forward) for name, forward in forwards.items()])
     for name, forward in forwards.items():
         parameters, activations = forward.bytes
-        run.scalars(0, {f"saved/{name}/parameters": parameters, f"saved/{name}/activations": activations})
-        run.scalars(0, {f"held/{name}": forward.bytes_held})
+        run.scalars(
+            0, {f"gradient_modes/{name}/parameters": parameters, f"gradient_modes/{name}/activations": activations}
+        )
+        run.scalars(0, {f"gradient_modes/{name}/held": forward.bytes_held})
     _verify_modes(forwards, expected_bytes(config, config.batch), x)
 
     batches = [config.batch * k for k in range(1, 9)]
@@ -155,7 +158,7 @@ def run(config: Config, run: Run) -> str:
     over_batch.plot(batches, kibibytes(over_batches[default]), "o", color="white", mec="black", label="default")
     over_batch.plot(batches, kibibytes(over_batches[no_grad]), "s--", color=RED, label="no_grad")
     over_batch.set(xlabel="batch", ylabel="saved for the backward pass, KiB", title="Over the batch")
-    legend_below(figure, columns=3)
+    legend_below(figure)
     run.figure("gradient_modes", figure)
 
     run.table("gradient_modes/rules", ("what is tried", "what comes of it", "why"), show_rules(run.device))

@@ -8,8 +8,8 @@ gradient is long. `descend` below is all there is to it, for one variable and fo
 3. Change the parameters, inside `torch.no_grad()`: the update is no part of what is differentiated.
 
 On the parabola a step multiplies the distance to the minimum by 1 - 2 learning_rate: x creeps there below 1/2, is there
-at once at 1/2, goes to and fro above it, and away for good above 1. What the loop does is compared with that, and with
-`minigrad.Trainer`, which has to end at the same bits.
+at once at 1/2, goes to and fro above it, at 1 between two points, and away for good above. What the loop does is
+compared with that, and with `minigrad.Trainer`, which has to end at the same bits.
 """
 
 from dataclasses import dataclass
@@ -185,22 +185,25 @@ def verify_parabola(descent: Descent, learning_rate: float) -> None:
     """Hold every x to 3 + (x_0 - 3) (1 - 2 learning_rate)^k, and loss and gradient to that x.
 
     float32 rounds to u = 2^-24 of the result: x - 3, the learning rate, its product with the gradient, and the new x,
-    each step; the doubling in the gradient is exact. What this shifts x by is multiplied by the same factor as x.
+    each step; the doubling in the gradient is exact. What this shifts x by is multiplied by the same factor as x. What
+    is expected here is rounded too, to float64.
 
     Raises:
         RunFailed: one is further off than its rounding.
     """
-    u, smallest = torch.finfo(torch.float32).eps / 2, torch.finfo(torch.float32).tiny
+    limits, double = torch.finfo(torch.float32), torch.finfo(torch.float64).eps
+    u, smallest = limits.eps / 2, limits.tiny
     x, gradient = descent.x[:, 0], 2 * (descent.x[:, 0] - 3)
     verify("the gradient of every step", descent.gradient[:, 0], gradient, within=u * float(gradient.abs().max()))
     loss = (x - 3) ** 2 + 1
     verify("the loss of every step", descent.loss, loss, within=4 * u * float(loss.max()))
-    factor, distance, off = 1 - 2 * learning_rate, float(x[0]) - 3, 0.0
+    factor, distance = 1 - 2 * learning_rate, float(x[0]) - 3
+    off = double * (3 + abs(distance))
     for k, found in enumerate(x.tolist()):
         verify(f"x after {k} steps", found, 3 + distance, within=off)
         update = 2 * learning_rate * (abs(distance) + off)
         distance *= factor
-        off = abs(factor) * off + u * (abs(3 + distance) + 4 * update) + smallest
+        off = abs(factor) * off + u * (abs(3 + distance) + 4 * update) + double * (3 + abs(distance)) + smallest
 
 
 def draw(run: Run, objective: Objective, descent: Descent, learning_rate: float) -> None:
@@ -210,7 +213,7 @@ def draw(run: Run, objective: Objective, descent: Descent, learning_rate: float)
     if floor is None:
         _plot(left, descent.loss, "loss", BLUE, "-")
     else:
-        _plot(left, (descent.loss - floor).clamp(min=0), f"loss above its minimum, {floor:.4g}", BLUE, "-")
+        _plot(left, (descent.loss - floor).clamp(min=0), f"loss above its minimum of {floor:.4g}", BLUE, "-")
         _logarithmic(left, descent.loss - floor)
     _plot(right, descent.gradient_norm, "norm of the gradient", RED, "--")
     _logarithmic(right, descent.gradient_norm)

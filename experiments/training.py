@@ -57,6 +57,11 @@ class Config(Recipe):
         if self.target_loss is not None:
             check(math.isfinite(self.target_loss), "target_loss", self.target_loss, "a finite number")
 
+    @property
+    def label(self) -> str:
+        """A training run is called by its objective."""
+        return str(self.objective["name"])
+
     def learning_rate_at(self, total: int) -> Callable[[int], float]:
         """Return the learning rate as a function of the step, in a run of `total` steps."""
         schedule, highest = warm_up(bind(SCHEDULES, self.schedule, "schedule"), self.warmup_steps), self.learning_rate

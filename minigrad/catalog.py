@@ -88,6 +88,13 @@ def choices(stem: str) -> dict[str, str]:
     return dict(re.findall(r"^  - /(\w+)(?:@[\w.]+)?: (\w+)$", text, re.MULTILINE))
 
 
+def overriding(stem: str) -> set[str]:
+    """Return the keys of an experiment's config that take the place of what its groups' options bring."""
+    text = (CONFIGS / "experiment" / f"{stem}.yaml").read_text(encoding="utf-8")
+    groups_come_first = re.search(r"^  - /.*\n(.*\n)*?  - _self_$", text, re.MULTILINE) is not None
+    return {line.partition(":")[0] for line in settings("experiment", stem)} if groups_come_first else set()
+
+
 def common_settings() -> list[str]:
     """Return the lines of the keys that every run has."""
     lines = (CONFIGS / "train.yaml").read_text(encoding="utf-8").partition("\nhydra:")[0].splitlines()

@@ -195,7 +195,8 @@ def _help(overrides: Sequence[str]) -> str:
         lines += [f"{group}=", *(f"  {option:<20} {catalog.describe(group, option)}" for option in options), ""]
     lines += ["keys of every run, with their defaults:", *(f"  {line}" for line in catalog.common_settings()), ""]
     for group, option in named.items():
-        keys = catalog.settings(group, option)
+        replaced = catalog.overriding(stem) if group != "experiment" else set()
+        keys = [line for line in catalog.settings(group, option) if line.partition(":")[0] not in replaced]
         lines += [f"keys of {group}={option}, with their defaults:", *(f"  {key}" for key in keys), ""] if keys else []
     lines += [
         "options:",

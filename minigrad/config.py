@@ -60,11 +60,6 @@ def check_positive(key: str, value: float) -> None:
     check(0 < value < math.inf, key, value, "a finite number above 0")
 
 
-def check_finite(key: str, value: float) -> None:
-    """Raise a UserError unless `value` is a finite number."""
-    check(math.isfinite(value), key, value, "a finite number")
-
-
 def check_learning_rate(key: str, value: float) -> None:
     """Raise a UserError unless `value` is above zero and a float32 can hold it."""
     check(0 < value < 3.4e38, key, value, "a number above 0, below 3.4e38")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 # From dark to light. Curves that cross also differ by their line: "-", "--", ":".
 BLUE, RED, ORANGE, GREY = "#0b3d91", "#b5302a", "#f0a35e", "0.55"
 _ROW, _COLUMN = 3.4, 4.6  # inches, of one panel
+_HANDLE, _LETTER = 0.7, 0.075  # inches: what stands before a legend's entry, and a letter of it on average
 
 
 def panels(rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, numpy.ndarray]":
@@ -31,11 +32,13 @@ def panels(rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, nu
     return figure, grid
 
 
-def legend_below(figure: "Figure", columns: int = 4) -> None:
+def legend_below(figure: "Figure") -> None:
     """Put one legend of all panels below them, where it covers no data; what several panels show is named once."""
     entries = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
+    widest = _HANDLE + _LETTER * max(map(len, entries))
+    columns = max(1, min(len(entries), int(figure.get_figwidth() / widest)))
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minigrad.figures import RED
 from minigrad.objectives.landscapes import Landscape
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def draw(landscape: Landscape, path: Path, end: Tensor) -> "Figure":
         end: the last point, of the landscape's shape.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
     points = torch.tensor([*path.points, end.detach().view(-1).tolist()], dtype=torch.float64)
     figure = Figure(figsize=(7, 5.6), layout="constrained")
@@ -87,9 +89,12 @@ def draw(landscape: Landscape, path: Path, end: Tensor) -> "Figure":
         places = [points[:, 0], points[:, 1]]
         minima = [(x, y) for x, y in landscape.minima]
     axes.axis(axes.axis())  # fixed: a path that leaves for infinity is cut off
-    axes.plot(*places, color="#e4572e", lw=1.2, marker="o", ms=2.5 if len(points) > 60 else 4, label="path")
+    # White within black: seen on every shade of the contours, in greyscale too.
+    outline = [withStroke(linewidth=3, foreground="black")]
+    dot = 2.5 if len(points) > 60 else 4
+    axes.plot(*places, color="white", lw=1.4, marker="o", ms=dot, mec="black", path_effects=outline, label="path")
     axes.plot(*(place[0] for place in places), "s", color="white", mec="black", ms=8, label="start")
-    axes.plot(*(place[-1] for place in places), "o", color="#e4572e", mec="black", ms=8, label="end")
+    axes.plot(*(place[-1] for place in places), "o", color=RED, mec="black", ms=8, zorder=4, label="end")
     for i, minimum in enumerate(minima):
         axes.plot(*minimum, "*", color="gold", mec="black", ms=14, label="minimum" if i == 0 else None, zorder=3)
     figure.legend(loc="outside lower center", ncols=5, frameon=False)

@@ -49,8 +49,8 @@ class ObjectiveConfig(RunConfig):
 
     @property
     def label(self) -> str:
-        """A run with an objective is called by it."""
-        return str(self.objective["name"])
+        """A run with an objective is called by both."""
+        return f"{self.experiment}_{self.objective['name']}"
 
     @property
     def needs(self) -> list[str]:
@@ -80,9 +80,11 @@ class ObjectiveConfig(RunConfig):
         if self.steps is not None:
             return self.steps
         if self.epochs is None:
-            raise UserError(f"neither steps nor epochs are given; objective={self.label} needs one of them")
+            raise UserError(f"neither steps nor epochs are given; objective={self.objective['name']} needs one of them")
         if objective.batches_per_epoch is None:
-            raise UserError(f"epochs={self.epochs}: objective={self.label} has no data to pass over; give steps")
+            raise UserError(
+                f"epochs={self.epochs}: objective={self.objective['name']} has no data to pass over; give steps"
+            )
         return self.epochs * objective.batches_per_epoch
 
 
@@ -106,7 +108,9 @@ class Recipe(ObjectiveConfig):
             check_positive("clip_norm", self.clip_norm)
         check_one_of("precision", self.precision, PRECISIONS)
         if self.precision == "bfloat16" and "activation" not in self.needs:
-            raise UserError(f"precision=bfloat16: objective={self.label} is no network; use float32 or float64")
+            raise UserError(
+                f"precision=bfloat16: objective={self.objective['name']} is no network; use float32 or float64"
+            )
 
     @property
     def dtype(self) -> torch.dtype:

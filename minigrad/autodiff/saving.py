@@ -104,11 +104,11 @@ def saved_for_backward() -> Iterator[SavedForBackward]:
     and hooks that were in force outside stay in force.
 
     Not measured: a Python number in an operation, as in `2 * x`, which autograd keeps without asking; what a Function
-    keeps as an attribute of its `ctx`, past `save_for_backward`; what hooks further inside keep in their own way (for `torch.utils.checkpoint` those are the inputs alone, rightly); other
-    threads. Nothing is saved under `no_grad` and `inference_mode`. A saved tensor that is looked at, as
-    `y.grad_fn._saved_self`, is equal to but not the same object as the original. PyTorch refuses torch.func's
-    transforms of reverse mode inside, with a RuntimeError. To measure what torch.compile made, use the context around
-    it, not in what it compiles.
+    keeps as an attribute of its `ctx`, past `save_for_backward`; what hooks further inside keep in their own way (for
+    `torch.utils.checkpoint` those are the inputs alone, rightly); other threads. Nothing is saved under `no_grad` and
+    `inference_mode`. A saved tensor that is looked at, as `y.grad_fn._saved_self`, is equal to but not the same object
+    as the original. PyTorch refuses torch.func's transforms of reverse mode inside, with a RuntimeError. To measure
+    what torch.compile made, use the context around it, not in what it compiles.
 
     Yields: the record, empty at first.
 

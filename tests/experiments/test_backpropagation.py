@@ -17,8 +17,12 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 def test_it_shows_and_verifies_the_chapter_s_example(capsys):
     values = run("here", "experiment=backpropagation", "device=cpu")
-    assert (values["z"], values["y"]) == (0, 0.5)
-    assert (values["gradient/w"], values["gradient/b"], values["gradient/x"]) == (0.125, 0.25, 0.5)
+    assert (values["backpropagation/z"], values["backpropagation/y"]) == (0, 0.5)
+    assert (values["backpropagation/dy_dw"], values["backpropagation/dy_db"], values["backpropagation/dy_dx"]) == (
+        0.125,
+        0.25,
+        0.5,
+    )
     assert Path("here", "figures", "backpropagation.png").stat().st_size > 20_000
     out = capsys.readouterr().out
     assert "2     z = product + b  1 + -1            0\n" in out
@@ -32,7 +36,7 @@ def test_it_takes_another_neuron(activation, slope):
     values = run(
         "here", "experiment=backpropagation", "x=-3", "w=-0.5", "b=-1", f"activation={activation}", "device=cpu"
     )
-    found = [values[f"gradient/{name}"] for name in ("w", "b", "x")]
+    found = [values[f"backpropagation/dy_d{name}"] for name in ("w", "b", "x")]
     assert found == pytest.approx([-3 * slope, slope, -0.5 * slope], rel=1e-6)
 
 

@@ -16,10 +16,10 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 def test_hand_autograd_and_differences_agree(capsys):
     values = run("here", "experiment=chain_rule", "device=cpu")
-    assert values["y"] == math.sin(1)
-    assert values["gradient/x"] == 2 * math.cos(1)
-    assert values["differences/best_error"] <= 1e-8
-    assert 1e-8 < values["differences/best_step"] < 1e-4
+    assert values["chain_rule/y"] == math.sin(1)
+    assert values["chain_rule/dy_dx"] == 2 * math.cos(1)
+    assert values["chain_rule/best_error"] <= 1e-8
+    assert 1e-8 < values["chain_rule/best_step"] < 1e-4
     assert Path("here", "figures", "chain_rule.png").stat().st_size > 20_000
     out = capsys.readouterr().out
     assert "dy/dx = dy/du * du/dx  1.08060461173628   1.08060461173628   0.0e+00" in out
@@ -39,7 +39,7 @@ def test_hand_autograd_and_differences_agree(capsys):
 )
 def test_other_functions_and_points_are_verified_too(outer, x, expected):
     values = run("here", "experiment=chain_rule", f"outer={outer}", f"x={x}", "device=cpu", "steps=30")
-    assert values["gradient/x"] == pytest.approx(expected, rel=1e-13, abs=1e-300)
+    assert values["chain_rule/dy_dx"] == pytest.approx(expected, rel=1e-13, abs=1e-300)
 
 
 @pytest.mark.parametrize(

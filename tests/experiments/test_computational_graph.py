@@ -4,6 +4,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from minigrad import catalog
 from minigrad.train import main
 from runs import run
 
@@ -15,8 +16,8 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 def test_it_shows_and_verifies_the_chapter_s_example(capsys):
     values = run("here", "experiment=computational_graph", "device=cpu")
-    assert values["d"] == 9
-    assert [values[f"gradient/{name}"] for name in "abce"] == [3, 3, 3, 3]
+    assert values["computational_graph/d"] == 9
+    assert [values[f"computational_graph/dd_d{name}"] for name in "abce"] == [3, 3, 3, 3]
     out = capsys.readouterr().out
     assert "MulBackward0        AddBackward0, AccumulateGrad\n" in out
     assert "AccumulateGrad  c   none: here the gradient accumulates\n" in out
@@ -32,12 +33,20 @@ def test_tensorboard_has_the_graph():
 
 def test_it_takes_other_values():
     values = run("here", "experiment=computational_graph", "a=0.5", "b=-4", "c=2", "device=cpu")
-    assert [values[f"gradient/{name}"] for name in "abce"] == [2, 2, -3.5, 2]
+    assert [values[f"computational_graph/dd_d{name}"] for name in "abce"] == [2, 2, -3.5, 2]
 
 
 def test_a_value_that_is_not_finite_is_one_line(capsys):
     assert main(["experiment=computational_graph", "c=nan"]) == 2
-    assert capsys.readouterr().err == "minigrad-train: c=NaN: expected a finite number\n"
+    assert capsys.readouterr().err.startswith("minigrad-train: c=NaN: expected a number from -1e18 to 1e18, so that")
+
+
+def test_a_walk_that_goes_astray_fails(monkeypatch, capsys):
+    experiment = catalog.load_experiment("computational_graph")
+    walk = experiment.walk
+    monkeypatch.setattr(experiment, "walk", lambda node, leaves: walk(node.next_functions[0][0], leaves))
+    assert main(["experiment=computational_graph", "run_dir=here", "device=cpu"]) == 1
+    assert "the walk passes the product, the sum and the three leaves: this does not" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

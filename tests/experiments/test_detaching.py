@@ -14,7 +14,9 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 def gradients(values):
     """Return the gradients of what was attached, detached, changed in a clone, and gone back through twice."""
-    return [values[f"gradient/{name}"] for name in ("attached", "detached", "changed_clone", "backward_twice")]
+    return [
+        values[f"detaching/gradient/{name}"] for name in ("attached", "detached", "changed_clone", "backward_twice")
+    ]
 
 
 def test_it_shows_and_verifies_where_graphs_end(capsys):

@@ -16,12 +16,27 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 def test_it_shows_and_verifies_the_chapter_s_example(capsys):
     run("here", "experiment=gradient_accumulation", "device=cpu")
     shown = curves("here")
-    assert shown["gradient/x"] == [(0, 2), (1, 5), (2, 0), (3, 2), (5, 2)]  # after the call with number 4 there is none
-    assert [k for k, _ in shown["relative_error/share"]] == [2, 3, 5, 8, 64, 96]
-    assert max(error for _, error in shown["relative_error/share"]) < 1e-14
-    assert max(error for _, error in shown["relative_error/share_float32"]) < 1e-6
-    assert [error for k, error in shown["relative_error/none"] if 96 % k == 0] == pytest.approx([1, 2, 7, 95])
-    assert [error > 0.005 for _, error in shown["relative_error/equal"]] == [False, False, True, False, True, False]
+    assert shown["gradient_accumulation/x_grad"] == [
+        (0, 2),
+        (1, 5),
+        (2, 0),
+        (3, 2),
+        (5, 2),
+    ]  # after the call with number 4 there is none
+    assert [k for k, _ in shown["gradient_accumulation/relative_error/share"]] == [2, 3, 5, 8, 64, 96]
+    assert max(error for _, error in shown["gradient_accumulation/relative_error/share"]) < 1e-14
+    assert max(error for _, error in shown["gradient_accumulation/relative_error/share_float32"]) < 1e-6
+    assert [error for k, error in shown["gradient_accumulation/relative_error/none"] if 96 % k == 0] == pytest.approx(
+        [1, 2, 7, 95]
+    )
+    assert [error > 0.005 for _, error in shown["gradient_accumulation/relative_error/equal"]] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
     assert Path("here", "figures", "gradient_accumulation.png").stat().st_size > 20_000
     out = capsys.readouterr().out
     assert "(x**3).backward()     3           5\n" in out
@@ -34,9 +49,9 @@ def test_it_takes_another_point_and_another_network(activation):
     network = [f"activation={activation}", "hidden=[9,7]", "batch_size=50", "micro_batches=[50,1,7]", "seed=3"]
     run("here", "experiment=gradient_accumulation", "x=-0.7", *network, "device=cpu")
     shown = curves("here")
-    assert [value for _, value in shown["gradient/x"]] == pytest.approx([-1.4, -1.4 + 1.47, 0, 2, 2])
-    assert [k for k, _ in shown["relative_error/none"]] == [1, 7, 50]
-    assert shown["relative_error/none"][0][1] == 0
+    assert [value for _, value in shown["gradient_accumulation/x_grad"]] == pytest.approx([-1.4, -1.4 + 1.47, 0, 2, 2])
+    assert [k for k, _ in shown["gradient_accumulation/relative_error/none"]] == [1, 7, 50]
+    assert shown["gradient_accumulation/relative_error/none"][0][1] == 0
 
 
 @pytest.mark.parametrize(

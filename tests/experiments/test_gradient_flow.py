@@ -28,8 +28,8 @@ def test_it_shows_and_verifies_the_chapter_s_interval(capsys):
     for figure in ("gradient_flow", "gradient_flow_bfloat16"):
         assert Path("here", "figures", f"{figure}.png").stat().st_size > 20_000
     out = capsys.readouterr().out
-    assert "sigmoid          89  6.25        0.0019                       0\n" in out
-    assert "tanh            390  3.469       0.0039                       0\n" in out
+    assert "sigmoid          89  x = 6.25     0.0019                       0\n" in out
+    assert "tanh            390  |x| = 3.469  0.0039                       0\n" in out
     assert "verified: the statistics of all five" in out
 
 
@@ -37,7 +37,7 @@ def test_it_takes_other_intervals_and_finds_no_false_zero_where_there_is_none(ca
     values = run("here", "experiment=gradient_flow", "points=50", "reach=40", "bfloat16_reach=3", "device=cpu")
     assert values["gradient_flow/relu/zeros"] == 25
     assert values["gradient_flow/tanh/torch_false_zeros"] == 0
-    assert "tanh              0  nowhere                                  0\n" in capsys.readouterr().out
+    assert "tanh              0  nowhere                               0\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,11 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 def saved(values, mode):
     """Return the bytes of parameters and of activations that a mode saved, and what was held of them afterwards."""
-    return values[f"saved/{mode}/parameters"], values[f"saved/{mode}/activations"], values[f"held/{mode}"]
+    return (
+        values[f"gradient_modes/{mode}/parameters"],
+        values[f"gradient_modes/{mode}/activations"],
+        values[f"gradient_modes/{mode}/held"],
+    )
 
 
 def test_it_shows_and_verifies_what_each_mode_saves(capsys):

@@ -18,15 +18,15 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 def test_it_shows_and_verifies_with_its_defaults(capsys):
     values = run("here", "experiment=higher_order", "device=cpu")
-    assert [values[f"polynomial/{order}"] for order in range(5)] == [3, 5, 8, 6, 0]
+    assert [values[f"higher_order/polynomial/{order}"] for order in range(5)] == [3, 5, 8, 6, 0]
     for activation in ("sigmoid", "tanh"):
         found = curves("here")
-        assert steps(found[f"{activation}/seconds/torch"]) == list(range(1, 9))
+        assert steps(found[f"higher_order/{activation}/seconds/torch"]) == list(range(1, 9))
         for way in ("kernel", "nested"):
-            assert all(value <= 1e-13 for _, value in found[f"{activation}/error/{way}"])
-        by_order = [value for _, value in found[f"{activation}/tensors/torch"]]
+            assert all(value <= 1e-13 for _, value in found[f"higher_order/{activation}/error/{way}"])
+        by_order = [value for _, value in found[f"higher_order/{activation}/tensors/torch"]]
         assert by_order[7] > 1.8 * by_order[6] > 1.8**2 * by_order[5]  # exponential
-        assert found[f"{activation}/tensors/nested"][7][1] < 10
+        assert found[f"higher_order/{activation}/tensors/nested"][7][1] < 10
     for figure in ("higher_order_cost", "higher_order_derivatives"):
         assert Path("here", "figures", f"{figure}.png").stat().st_size > 50_000
     out = capsys.readouterr().out
@@ -38,9 +38,9 @@ def test_it_takes_one_activation_another_order_and_another_point(capsys):
     values = run(
         "here", "experiment=higher_order", "activation=sigmoid", "order=6", "points=600", "x=0.3", "device=cpu"
     )
-    assert values["polynomial/1"] == pytest.approx(3 * 0.09 - 4 * 0.3 + 1, rel=1e-15)
-    assert steps(curves("here")["sigmoid/tensors/kernel"]) == list(range(1, 7))
-    assert not any(tag.startswith("tanh") for tag in values)
+    assert values["higher_order/polynomial/1"] == pytest.approx(3 * 0.09 - 4 * 0.3 + 1, rel=1e-15)
+    assert steps(curves("here")["higher_order/sigmoid/tensors/kernel"]) == list(range(1, 7))
+    assert not any(tag.startswith("higher_order/tanh") for tag in values)
     assert "those of sigmoid to order 6" in capsys.readouterr().out
 
 
