@@ -26,6 +26,8 @@ from minigrad.stopping import Stopping
 from minigrad.tensors import overwrite
 from minigrad.trainer import Trainer
 
+MOST_DRAWN = 5000  # nodes of the graph of the loss; more take megabytes, and are not looked at
+
 
 @dataclass(kw_only=True)
 class Config(Recipe):
@@ -179,10 +181,19 @@ class Training:
         return f"{values} at step {self.trainer.steps}{reason}"
 
     def _draw_graph(self) -> None:
-        """Record the graph of the loss of the first batch, without a trace in the run: random numbers are put back."""
+        """Record the graph of the loss of the first batch, computed for that alone; random numbers are put back."""
+        if (self._run.directory / "figures" / "graph.svg").exists():
+            return  # by the run that is resumed
         before = generators.state_dict()
-        self._run.graph(draw_graph(self.trainer.loss(0), self.trainer.parameters))
-        generators.load_state_dict(before)
+        try:
+            drawing = draw_graph(self.trainer.loss(0), self.trainer.parameters)
+        finally:
+            generators.load_state_dict(before)
+        nodes = len(drawing.graph.nodes)
+        if nodes <= MOST_DRAWN:
+            self._run.graph(drawing)
+        else:
+            print(f"the graph of the loss has {nodes:,} nodes, too many to be drawn", flush=True)
 
     def _judge(self) -> None:
         """Judge the result, and save what was before: on resumption the step of a checkpoint is judged again."""

@@ -1,6 +1,7 @@
 """The graph that autograd has recorded, drawn: as DOT text, as SVG and as a matplotlib figure."""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ _LINE = 1.25 * _SIZE
 _PADDING = 6.0
 _ARROW = 6.0  # its length
 _MOST_SAVED = 4  # tensors that are listed in a box
+_OUTPUT = 2.5  # times as thick is the border of an output
 _LARGEST = 40.0  # inches, of a figure's longer side; a larger graph is scaled down to it
 _LEGIBLE = 2.0  # points: smaller letters are left out
 
@@ -43,17 +45,19 @@ def draw_graph(output: Tensor | Sequence[Tensor], names: Mapping[str, Tensor] | 
     """Draw the graph that autograd has recorded of any outputs: what a backward pass from them would go through.
 
     A box for each operation, with its result's shape and dtype and the tensors it keeps for its backward pass; for each
-    leaf, whose gradient accumulates; and for each constant that an operation keeps. minigrad's Functions are called as
-    in `minigrad`, those of others by their class. Nothing is computed, and nothing in the graph changes.
+    leaf, whose gradient accumulates; and for each constant that an operation keeps. An output has a thick border.
+    minigrad's Functions are called as in `minigrad`, those of others by their class. Nothing is computed, and nothing
+    in the graph changes; so what hooks keep, as those of a checkpoint, is not listed.
 
     Args:
         output: a tensor or several, of any shape.
-        names: tensors by what they are to be called, such as `dict(model.named_parameters())`.
+        names: leaves and constants by what they are to be called, such as `dict(model.named_parameters())`.
 
     Returns: the drawing, in whichever form is asked of it.
 
     Raises:
-        TypeError: an output is no tensor.
+        TypeError: an output is no tensor, or `names` no mapping from names to tensors.
+        ValueError: there is no output.
     """
     return Drawing(read(output, names))
 
@@ -74,11 +78,12 @@ class Drawing:
         """Return the graph in the DOT language, which Graphviz and other tools read."""
         lines = ["digraph {", f'  node [shape=box, fontname="monospace", fontsize={_SIZE:g}];']
         for number, node in enumerate(self.graph.nodes):
-            style = _style(node)
+            style, width = _style(node), _OUTPUT if number in self.graph.outputs else 1
             kinds = ",".join(["filled", *["rounded"] * style.round, *["dashed"] * style.dashed])
             label = "\\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in _lines(node))
             lines.append(
-                f'  {number} [label="{label}", style="{kinds}", fillcolor="{style.fill}", color="{style.border}"];'
+                f'  {number} [label="{label}", style="{kinds}", fillcolor="{style.fill}", color="{style.border}", '
+                f"penwidth={width}];"
             )
         lines += [f"  {source} -> {target};" for source, target in self.graph.edges]
         return "\n".join([*lines, "}\n"])
@@ -97,12 +102,14 @@ class Drawing:
             parts.append(f'<path d="M {start} C {" ".join(rest)}" fill="none" stroke="#606060"/>')
             tip, left, right = (f"{x:.1f},{y:.1f}" for x, y in _arrow(route))
             parts.append(f'<polygon points="{tip} {left} {right}" fill="#606060"/>')
-        for node, (x, y), (width, height) in zip(self.graph.nodes, layout.places, self._sizes, strict=True):
+        boxes = zip(self.graph.nodes, layout.places, self._sizes, strict=True)
+        for number, (node, (x, y), (width, height)) in enumerate(boxes):
             style = _style(node)
+            thick = f' stroke-width="{_OUTPUT}"' if number in self.graph.outputs else ""
             dashes = ' stroke-dasharray="3 2"' if style.dashed else ""
             parts.append(
                 f'<rect x="{x - width / 2:.1f}" y="{y - height / 2:.1f}" width="{width:.1f}" height="{height:.1f}" '
-                f'rx="{_PADDING if style.round else 0:g}" fill="{style.fill}" stroke="{style.border}"{dashes}/>'
+                f'rx="{_PADDING if style.round else 0:g}" fill="{style.fill}" stroke="{style.border}"{thick}{dashes}/>'
             )
             for i, line in enumerate(_lines(node)):
                 weight = ' font-weight="bold"' if i == 0 else ""
@@ -137,7 +144,8 @@ class Drawing:
             codes = [Path.MOVETO, *[Path.CURVE4] * (len(route) - 1)]
             edges.append(PathPatch(Path(route, codes), fc="none", ec="#606060", lw=0.8))
             edges.append(Polygon(_arrow(route), fc="#606060", ec="none"))
-        for node, (x, y), (width, height) in zip(self.graph.nodes, self._layout.places, self._sizes, strict=True):
+        placed = zip(self.graph.nodes, self._layout.places, self._sizes, strict=True)
+        for number, (node, (x, y), (width, height)) in enumerate(placed):
             style = _style(node)
             boxes.append(
                 FancyBboxPatch(
@@ -148,12 +156,12 @@ class Drawing:
                     fc=style.fill,
                     ec=style.border,
                     ls="--" if style.dashed else "-",
-                    lw=0.8,
+                    lw=0.8 * (_OUTPUT if number in self.graph.outputs else 1),
                 )
             )
             for i, line in enumerate(_lines(node) if letters else ()):
                 # As outlines in the picture's own units, so that letters fit their boxes at any size.
-                path = TextPath((0, 0), line, size=_SIZE, prop=fonts[min(i, 1)])
+                path = TextPath((0, 0), line.replace("$", r"\$"), size=_SIZE, prop=fonts[min(i, 1)])
                 left = x - len(line) * _LETTER / 2
                 to_place = Affine2D().scale(1, -1).translate(left, _baseline(y, height, i))
                 outlines.append(PathPatch(path.transformed(to_place), fc="black", ec="none"))
@@ -190,11 +198,12 @@ def show_bytes(number: int) -> str:
 def _lines(node: Node) -> list[str]:
     """Return what stands in a node's box."""
     dtype = str(node.dtype).removeprefix("torch.")
-    lines = [node.label, *(f"{shape} {dtype}" for shape in node.shapes)]
+    label = re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", node.label) or "unnamed"
+    lines = [label, *(f"{shape} {dtype}" for shape in node.shapes)]
     if node.kind != "operation":
         return [*lines, f"requires_grad={node.kind == 'leaf'}"]
-    if node.saved is None:
-        return [*lines, "what it saved is freed"]
+    if node.hidden is not None:
+        return [*lines, f"what it saved is {node.hidden}"]
     lines += [f"saves {saved.name} {saved.shape} {show_bytes(saved.bytes)}" for saved in node.saved[:_MOST_SAVED]]
     more = node.saved[_MOST_SAVED:]
     return [*lines, f"and {len(more)} more, {show_bytes(sum(saved.bytes for saved in more))}"] if more else lines

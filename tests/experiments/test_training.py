@@ -2,6 +2,7 @@ import hashlib
 import json
 import math
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 
 import minigrad
+from minigrad import catalog
 from minigrad.train import main
 from runs import (
     bits,
@@ -156,6 +158,31 @@ def test_the_graph_of_the_loss_is_recorded_once():
     assert {"network.0.weight", "network.0.bias", "nll_loss"} <= nodes.keys()
     assert "minigrad.bias_activation(tanh)" in nodes.values()
     assert "network.0.weight" in Path("here", "figures", "graph.svg").read_text()
+
+
+def test_the_graph_is_not_recorded_again_where_a_run_begins_again():
+    run("here", *DIGITS, "steps=5")
+    shutil.rmtree("here/checkpoints")
+    resume("here")
+    assert len(graphs("here")) == 1
+
+
+RANDOM = "import torch\ndef f(x):\n    return ((x + torch.randn(2)) ** 2).sum()\n"
+
+
+def test_to_draw_the_graph_changes_no_random_number(monkeypatch):
+    recipe = ["objective=python", f"function={module(RANDOM)}:f", "objective.start=[1,2]", "steps=5"]
+    drawn = run("drawn", *recipe)
+    monkeypatch.setattr(catalog.load_experiment("training").Training, "_draw_graph", lambda self: None)
+    assert run("plain", *recipe)["train/loss"] == drawn["train/loss"]
+    assert (len(graphs("drawn")), len(graphs("plain"))) == (1, 0)
+
+
+def test_a_very_large_graph_is_not_drawn_and_the_run_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(catalog.load_experiment("training"), "MOST_DRAWN", 10)
+    run("here", *DIGITS, "steps=1")
+    assert "the graph of the loss has 13 nodes, too many to be drawn" in capsys.readouterr().out
+    assert graphs("here") == []
 
 
 def test_the_graph_is_that_of_the_precision_that_is_trained_in():

@@ -7,6 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 import minigrad
+from minigrad.autodiff import drawing as drawing_module
 from minigrad.autodiff.drawing import show_bytes
 
 
@@ -69,6 +70,34 @@ def test_odd_names_are_escaped():
     drawing = minigrad.draw_graph(x.exp(), {odd: x})
     assert 'label="a \\"b\\" \\\\ <c> & d\\n' in drawing.to_dot()
     assert odd in texts(drawing.to_svg())
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("$\\foo$", "$\\foo$"), ("", "unnamed"), ("a\x00\x1bb\n", "a\ufffd\ufffdb\ufffd")]
+)
+def test_a_name_is_no_formula_and_no_control_sequence(name, shown):
+    x = torch.rand(3, requires_grad=True)
+    drawing = minigrad.draw_graph(x.exp(), {name: x})
+    assert shown in texts(drawing.to_svg())
+    drawing.to_figure().savefig(io.BytesIO(), format="png")
+
+
+def test_outputs_have_thick_borders():
+    x = torch.rand(3, requires_grad=True)
+    y = x.exp()
+    drawing = minigrad.draw_graph([y.sin(), y])
+    assert re.findall(r'label="(\w+)\\n.*penwidth=2.5', drawing.to_dot()) == ["sin", "exp"]
+    assert drawing.to_svg().count("stroke-width") == 2
+    widths = drawing.to_figure().axes[0].collections[1].get_linewidths()
+    assert sorted(widths) == pytest.approx([0.8, 2.0, 2.0])
+
+
+def test_an_arrow_points_along_its_edge_to_where_it_ends(drawing):
+    for route in drawing._layout.routes:
+        tip, left, right = drawing_module._arrow(route)
+        assert tip == route[-1]
+        assert left[1] == right[1] < tip[1]
+        assert (left[0] + right[0]) / 2 == pytest.approx(tip[0])
 
 
 def test_many_saved_tensors_are_summed_up():

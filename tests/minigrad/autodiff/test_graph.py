@@ -1,9 +1,13 @@
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 import minigrad
 from minigrad.autodiff import graph
 from minigrad.autodiff.graph import read
+
+INDEX = torch.tensor([0, 2, 1])
 
 
 def leaf(*shape, **options):
@@ -54,6 +58,9 @@ def test_several_outputs_share_a_graph():
         (torch.tanh, "tanh"),
         (lambda x: torch.nn.functional.log_softmax(x, -1), "log_softmax"),
         (lambda x: x.t(), "t"),
+        (lambda x: torch.nn.functional.max_pool2d(x.expand(1, 4, 3), 2), "max_pool2d_with_indices"),
+        (torch.log1p, "log1p"),
+        (torch.fft.rfft, "fft_r2c"),
     ],
 )
 def test_an_operation_is_called_as_its_user_calls_it(function, label):
@@ -125,23 +132,99 @@ def test_a_tensor_without_a_record_is_a_graph_of_one_node(requires_grad):
     assert (found.edges, found.outputs, found.saved_bytes) == ([], (0,), 0)
 
 
-def test_what_a_backward_pass_has_freed_is_none():
+def hidden(output):
+    return {node.label: node.hidden for node in read(output).nodes}
+
+
+def test_what_a_backward_pass_has_freed_is_hidden():
     x = leaf(3)
     y = x.exp() + minigrad.tanh(x)
     y.sum().backward()
-    freed = {node.label: node.saved is None for node in read(y).nodes}
-    assert freed == {"add": False, "exp": True, "minigrad.tanh": True, "leaf": False}
+    assert hidden(y) == {"add": None, "exp": "freed", "minigrad.tanh": "freed", "leaf": None}
 
 
-def test_a_saved_tensor_that_was_changed_in_place_is_torch_s_error():
+def test_what_was_changed_in_place_is_hidden():
     x = leaf(3)
     y = x.exp()
     z = y * y
-    y.data.add_(1)
-    read(z)  # unnoticed by autograd
+    y.data.add_(1)  # unnoticed by autograd
+    assert hidden(z) == {"mul": None, "exp": None, "leaf": None}
     y.detach().add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        read(z)
+    assert hidden(z) == {"mul": "changed in place", "exp": "changed in place", "leaf": None}
+
+
+def test_what_hooks_keep_is_not_unpacked():
+    calls = []
+
+    def block(x):
+        calls.append(x)
+        return x.sin().exp()
+
+    y = checkpoint(block, leaf(3), use_reentrant=False)
+    assert hidden(y) == {"exp": "kept by hooks", "sin": "kept by hooks", "leaf": None}
+    assert len(calls) == 1
+
+
+def test_a_function_may_keep_what_it_likes():
+    class Odd(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, data):
+            ctx.variable = 2
+            ctx.kept = torch.zeros(5)
+            ctx.save_for_backward(x, None, data)
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, v):
+            return 2 * v, None
+
+    x, data = leaf(3), torch.rand(4)
+    found = read(Odd.apply(x, data), {"x": x, "data": data})
+    assert [node.label for node in found.nodes] == ["Odd", "x", "data"]
+    assert [(s.name, s.bytes) for s in found.nodes[0].saved] == [("tensor 0", 12), ("tensor 2", 16), ("ctx.kept", 20)]
+
+
+SPARSE = torch.eye(4).to_sparse()
+ODD = {
+    "sparse": (lambda x: torch.sparse.mm(SPARSE, x[:, None]), 4 * (4 + 2 * 8)),
+    "sparse gradient": (lambda x: torch.nn.functional.embedding(torch.tensor([0, 2]), x[:, None], sparse=True), 2 * 8),
+    "meta": (lambda x: x.to("meta") * torch.tensor(2.0, device="meta"), 4),
+    "mkldnn": (lambda x: (x[:, None] * 1).to_mkldnn().relu(), 2 * 16 + 8),
+    "nested": (lambda x: torch.nested.as_nested_tensor([x, x]) * 2, 3 * 8),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize(("function", "n_bytes"), ODD.values(), ids=ODD)
+def test_tensors_of_other_layouts_are_read(function, n_bytes):
+    assert read(function(leaf(4))).saved_bytes == n_bytes
+
+
+def test_fake_tensors_are_read():
+    with FakeTensorMode():
+        output = torch.rand(3, requires_grad=True) * torch.tensor(2.0)
+    assert labels(output) == {"mul": ["leaf", "constant"], "leaf": [], "constant": []}
+
+
+def test_a_shared_constant_is_there_once():
+    x, data = leaf(3), torch.rand(3)
+    found = read((data * x).sin() * data, {"data": data})
+    assert sum(node.label == "data" for node in found.nodes) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "taken"),
+    [
+        (lambda x: torch.nn.functional.cross_entropy(x, INDEX), {"index"}),
+        (lambda x: torch.nn.functional.embedding(INDEX, x), {"index"}),
+        (lambda x: x[INDEX], {"index"}),
+        (lambda x: x.max(dim=1).values, set()),
+        (lambda x: torch.linalg.solve(x[:, :3], x), set()),
+    ],
+)
+def test_constants_are_what_was_given(function, taken):
+    found = read(function(leaf(3, 3)), {"index": INDEX})
+    assert {node.label for node in found.nodes if node.kind == "constant"} == taken
 
 
 def test_reading_changes_nothing():
@@ -162,6 +245,17 @@ def test_thousands_of_nodes_take_no_recursion():
     found = read(x)
     assert len(found.nodes) == 5001
     assert len(found.edges) == 10_000
+
+
+@pytest.mark.parametrize("names", [{"a": 3}, {3: torch.rand(2)}, [("a", torch.rand(2))]])
+def test_names_that_are_none_are_an_error(names):
+    with pytest.raises(TypeError, match=r"`names` is no mapping from names to tensors: pass one"):
+        read(torch.rand(2), names)
+
+
+def test_no_output_is_an_error():
+    with pytest.raises(ValueError, match=r"`output` is empty: pass a tensor, or a list of tensors"):
+        read([])
 
 
 @pytest.mark.parametrize("output", [3, [torch.rand(2), 3]])
