@@ -66,6 +66,14 @@ def test_a_graph_is_read_back_by_tensorboard_and_lies_in_the_figures(tmp_path):
     assert path.read_text().startswith("<svg ")
 
 
+def test_every_node_of_a_graph_has_a_name_of_its_own(tmp_path):
+    x, y, z = (torch.rand(2, requires_grad=True) for _ in range(3))
+    tracker = Tracker(tmp_path)
+    tracker.graph(draw_graph([x, y, z], {"a": x, "a_2": y, "a ": z}))
+    tracker.close()
+    assert [n.name for n in EventAccumulator(str(tmp_path)).Reload().Graph().node] == ["a", "a_2", "a_2_2"]
+
+
 def curve(directory: Path | str, tag: str) -> list[tuple[int, float]]:
     events = EventAccumulator(str(directory), {"scalars": 0}).Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]

@@ -50,8 +50,9 @@ def test_a_figure_has_the_picture_s_proportions_and_ink_for_every_box(drawing):
     assert isinstance(figure, Figure)
     edges, boxes, letters = figure.axes[0].collections
     assert (len(edges.get_paths()), len(boxes.get_paths()), len(letters.get_paths())) == (2 * 3, 4, 12)
-    width, height = figure.get_size_inches()
-    assert width / height == pytest.approx(drawing._layout.width / drawing._layout.height)
+    assert figure.get_size_inches() == pytest.approx(
+        [1.4 * n / 72 for n in (drawing._layout.width, drawing._layout.height)]
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     assert len(buffer.getvalue()) > 5_000
@@ -133,6 +134,7 @@ def test_thousands_of_nodes_are_drawn_and_a_figure_of_them_can_be_saved():
     assert drawing.to_svg().count("<rect") == 2001 + 1
     figure = drawing.to_figure()
     assert max(figure.get_size_inches()) == 40
+    assert len(figure.axes[0].collections[2].get_paths()) == 0, "letters that nobody can read"
     figure.savefig(io.BytesIO(), format="png", dpi=50)
 
 

@@ -122,6 +122,7 @@ def test_a_number_is_called_by_its_value_and_other_constants_by_what_they_are():
     x, data = leaf(3), torch.rand(3)
     assert "2.5" in labels(2.5 * x)
     assert "constant" in labels(data * x)
+    assert "constant" in labels(torch.rand(1) * x)
     assert "data" in labels(data * x, {"data": data})
 
 

@@ -77,6 +77,27 @@ def test_crossings_that_an_order_avoids_are_avoided():
     assert (layout.places[4][0] < layout.places[3][0]) == (layout.places[5][0] < layout.places[6][0])
 
 
+def test_more_sweeps_leave_fewer_crossings(monkeypatch):
+    found = []
+    count = layering._crossings
+    monkeypatch.setattr(layering, "_crossings", lambda *a: found.append(count(*a)) or found[-1])
+    fewest = {}
+    for sweeps in (0, 1, 8):
+        monkeypatch.setattr(layering, "_SWEEPS", sweeps)
+        fewest[sweeps] = 0
+        for seed in range(5):
+            found.clear()
+            in_layers(*random_graph(40, seed))
+            fewest[sweeps] += min(found)
+    assert fewest[8] < fewest[1] < fewest[0]
+
+
+def test_edges_from_either_side_meet_a_box_apart():
+    layout = in_layers([BOX] * 4, [(1, 0), (2, 0), (3, 1), (3, 2)])
+    left, right, *_ = (route[-1][0] for route in layout.routes)
+    assert layout.places[0][0] - 30 < left < layout.places[0][0] < right < layout.places[0][0] + 30
+
+
 def test_crossings_are_counted():
     #      2 3      the edges 2-1 and 3-0 cross, and 2-1 touches 2-0 only at its end
     #      0 1
