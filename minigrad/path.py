@@ -89,10 +89,12 @@ def draw(landscape: Landscape, path: Path, end: Tensor) -> "Figure":
         places = [points[:, 0], points[:, 1]]
         minima = [(x, y) for x, y in landscape.minima]
     axes.axis(axes.axis())  # fixed: a path that leaves for infinity is cut off
-    # White within black: seen on every shade of the contours, in greyscale too.
-    outline = [withStroke(linewidth=3, foreground="black")]
+    # White on black: seen on every shade of the contours, in greyscale too.
     dot = 2.5 if len(points) > 60 else 4
-    axes.plot(*places, color="white", lw=1.4, marker="o", ms=dot, mec="black", path_effects=outline, label="path")
+    outline = [withStroke(linewidth=3, foreground="black")]
+    axes.plot(*places, "o", color="black", ms=dot + 2)
+    axes.plot(*places, color="white", lw=1.4, path_effects=outline, label="path")
+    axes.plot(*places, "o", color="white", ms=dot)
     axes.plot(*(place[0] for place in places), "s", color="white", mec="black", ms=8, label="start")
     axes.plot(*(place[-1] for place in places), "o", color=RED, mec="black", ms=8, zorder=4, label="end")
     for i, minimum in enumerate(minima):
