@@ -10,21 +10,14 @@ in float64 and 2.4e-3 in float32, with room for third derivatives and internal r
 Source: Press et al., Numerical Recipes (3rd ed.), section 5.7.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from minigrad.autodiff.comparison import (
-    Comparison,
-    Locate,
-    Report,
-    in_gradient,
-    in_jacobian,
-    in_outputs_and_gradient,
-)
+from minigrad.autodiff.comparison import Comparisons, GradientError, Report, Where, places
 from minigrad.autodiff.graph import as_tensors
 from minigrad.autodiff.jacobians import (
     Point,
@@ -32,35 +25,21 @@ from minigrad.autodiff.jacobians import (
     by_forward_mode,
     by_reverse_mode,
     check_dtype,
+    contiguous,
+    copied,
     derivatives_of_sum,
     flat,
-    fresh_leaves,
     names_of,
     point_of,
     pulled_back,
-    tensors_of,
+    same,
     upstream_gradients,
 )
-from minigrad.autodiff.layouts import LAYOUTS, all_contiguous, constant, expanded
-from minigrad.errors import RunFailed
+from minigrad.autodiff.layouts import layouts
 
-_DIFFERENCES = "reverse mode against differences"
-_CLOSED_FORM = "reverse mode against closed form"
-_FORWARD = "forward mode against reverse mode"
 _NOT_DIFFERENTIABLE = "the gradient cannot be differentiated"
-_LAYOUT = "refused, though a contiguous one is taken"
-
-
-class GradientError(RunFailed):
-    """A gradient that is off, or that is not there; the message has the worst element and its numbers.
-
-    Attributes:
-        report: what was compared until then; where a comparison is off, it is the last.
-    """
-
-    def __init__(self, message: str, report: Report) -> None:
-        super().__init__(message)
-        self.report = report
+_LAYOUT = "refused, though contiguous ones are taken (call .contiguous() or .reshape() in the function)"
+_ALONE = "refused, though all together are taken (differentiate inside the function by torch.func)"
 
 
 def check_gradients(
@@ -77,10 +56,15 @@ def check_gradients(
 ) -> Report:
     """Check all derivatives of a function up to an order, at a point where it is differentiable.
 
-    At each order the Jacobian by reverse mode is compared with central differences, with the closed form and with
-    forward mode. Then reverse mode is compared with itself, for upstream gradients and for inputs that lie in memory
-    transposed, as a slice between NaN, or expanded with stride 0, as what `.sum()` sends does. An input is expanded
-    along dimensions in which its values are all the same: give one such to check that.
+    At each order the Jacobian by reverse mode is compared with central differences and with forward mode, beyond the
+    first order forward over reverse. Then reverse mode is compared with itself: in a second pass over the same graph,
+    while it is recorded, for each input alone, and for upstream gradients and inputs that lie in memory as given,
+    transposed, as a slice or with padding or an offset between NaN, or expanded with stride 0, as what `.sum()` sends
+    does. An input is expanded along dimensions in which its values are all the same: give one such to check that. At
+    last come the closed forms.
+
+    What lies below `absolute` counts as 0, and is not checked: a gradient in deep saturation, or that of a loss scaled
+    by 1e-10. Scale the function so that its derivatives are around 1, or pass `absolute=0` and what `relative` allows.
 
     Every element of every input costs three calls and every element of an output a backward pass, at each order: meant
     for inputs of up to some hundred elements. Neither the inputs nor the global random generators are touched.
@@ -102,174 +86,210 @@ def check_gradients(
     Returns: the worst element of each comparison.
 
     Raises:
-        GradientError: the first comparison that is off; or the gradient cannot be differentiated, forward mode is not
-            there, or some layout is refused. NaN and infinities are always off.
-        TypeError: an input, an output or a closed form's result is no real tensor of float64 or float32.
-        ValueError: two calls differ, no output depends on an input, a closed form's shapes are not the inputs', or an
-            option is out of range.
+        GradientError: the first comparison that is off; or the backward pass fails or changes what it is given, the
+            gradient cannot be differentiated, forward mode is not there, or some layout is refused. NaN and infinities
+            are always off.
+        TypeError: an input, an output or a closed form's result is no real tensor of float64 or float32, or an option
+            is of a wrong type.
+        ValueError: two calls differ, the function changes an input, no output depends on one, a closed form's shapes
+            are not the inputs', an option is out of range, or the default tolerance for `step` would be above 1e-2.
     """
     given = as_tensors(inputs, "inputs")
     for name, tensor in zip(names_of("input", given), given, strict=True):
         check_dtype(name, tensor)
     _check_options(closed_forms, order, step=step, relative=relative, absolute=absolute, rounding=rounding)
     with torch.inference_mode(False), torch.enable_grad():
-        given = tuple(x.detach().clone(memory_format=torch.contiguous_format) for x in given)
-        point = first = point_of(function, given)
+        given = tuple(map(copied, given))
+        first = point_of(function, given)
         eps = max(torch.finfo(tensor.dtype).eps for tensor in (*first.inputs, *first.outputs))
-        step = eps ** (1 / 3) if step is None else step
-        allowed = 100 * max(step**2, eps / step)
-        check = _Check(
-            step=step,
-            relative=allowed if relative is None else relative,
-            absolute=allowed if absolute is None else absolute,
-            rounding=1000 * eps if rounding is None else rounding,
-        )
+        check = _Check(eps, step, relative, absolute, rounding)
+        point = first
+        for n in range(1, order + 1):
+            check.second_pass(point)
+            jacobian = check.reverse_mode(point)
+            if forward_mode:
+                check.forward_mode(point, jacobian)
+            check.upstream_layouts(point, jacobian)
+            check.input_layouts(point)
+            check.inputs_alone(point, jacobian)
+            if n < order:
+                point = check.gradient(point, jacobian)
         derivatives = derivatives_of_sum(first)
-        for n in range(1, max(order, len(closed_forms)) + 1):
-            if n <= order:
-                point = first if n == 1 else check.gradient(point)
-                jacobian = check.reverse_mode(point)
-            if n <= len(closed_forms):
-                check.closed_form(
-                    first,
-                    n,
-                    derivatives,
-                    tensors_of(closed_forms[n - 1](*(x.clone() for x in given)), f"closed form {n}"),
-                )
-            if n <= order:
-                if forward_mode:
-                    check.forward_mode(point, jacobian)
-                check.upstream_layouts(point, jacobian)
-                check.input_layouts(point)
-    return check.report
+        for n, closed_form in enumerate(closed_forms, 1):
+            expected = as_tensors(closed_form(*map(copied, given)), f"closed_forms[{n - 1}](*inputs)")
+            check.closed_form(first, n, derivatives, expected)
+    return check.kept.report
 
 
 class _Check:
-    """Compares, keeps what passes, and raises at what does not."""
+    """What is compared with what, and how far apart it may be."""
 
-    def __init__(self, step: float, relative: float, absolute: float, rounding: float) -> None:
-        self.step, self.relative, self.absolute, self.rounding = step, relative, absolute, rounding
-        self._comparisons: list[Comparison] = []
+    def __init__(
+        self, eps: float, step: float | None, relative: float | None, absolute: float | None, rounding: float | None
+    ) -> None:
+        self.eps, self.step = eps, eps ** (1 / 3) if step is None else step
+        allowed = 100 * max(self.step**2, eps / self.step)
+        if self.step < eps:
+            raise ValueError(
+                f"`step` is {step}, too small to move x: pass at least {eps:.1e}, better {eps ** (1 / 3):.1e}"
+            )
+        if allowed > 1e-2 and (relative is None or absolute is None):
+            raise ValueError(
+                f"`step` is {step}, which makes the default tolerance {allowed:.2g} and the check void: pass one from "
+                f"{1e4 * eps:.1e} to 1e-2, or both `relative` and `absolute`"
+            )
+        self.relative = allowed if relative is None else relative
+        self.absolute = allowed if absolute is None else absolute
+        self.rounding = 1000 * eps if rounding is None else rounding
+        self.kept = Comparisons()
 
-    @property
-    def report(self) -> Report:
-        return Report(tuple(self._comparisons))
+    def gradient(self, point: Point, jacobian: Tensor) -> Point:
+        """Return the gradient as a function; compare its value, of which a graph is recorded, with the Jacobian's."""
+        with self.kept.refusal(point.order + 1, "reverse mode", _NOT_DIFFERENTIABLE):
+            gradient = point.gradient()
+        upstreams = upstream_gradients(point.outputs)
+        self._compare_gradient(point, "gradient while it is recorded", flat(gradient.outputs), upstreams, jacobian)
+        return gradient
 
-    def gradient(self, point: Point) -> Point:
-        """Return the gradient of a function as a function."""
-        with self._refusal(point.order + 1, _DIFFERENCES, _NOT_DIFFERENTIABLE):
-            return point.gradient()
+    def second_pass(self, point: Point) -> None:
+        """Compare the gradient by a second pass over a graph with that by the first, which may have spoilt it."""
+        inputs, upstreams = list(map(contiguous, point.inputs)), upstream_gradients(point.outputs)
+        _, first, second = self._pulled_back(point, "reverse mode", _failure(point), inputs, upstreams, passes=2)
+        tolerance = self._for_rounding(first, point)
+        remark = "; does a backward pass change what was saved for it, or what it returned?"
+        name = "second backward pass against first"
+        self.kept.compare(point.order, name, second, first, tolerance, _by_inputs(point), lambda worst: remark)
 
     def reverse_mode(self, point: Point) -> Tensor:
         """Compare the Jacobian by reverse mode with differences; return it."""
-        if point.order == 1:  # what the function raises here is its own matter
-            found, recorded = by_reverse_mode(point)
-        else:
-            with self._refusal(point.order, _DIFFERENCES, _NOT_DIFFERENTIABLE):
-                found, recorded = by_reverse_mode(point)
+        with self.kept.refusal(point.order, "reverse mode", _failure(point)):
+            found = by_reverse_mode(point)
         expected = by_differences(point, self.step)
-        scale = flat(point.outputs).abs().clamp(min=1).unsqueeze(1)
-        tolerance = self.relative * expected.abs() + self.absolute * scale
-        self._compare(point.order, _DIFFERENCES, found, expected, tolerance, recorded, in_jacobian(point))
-        return found
+        tolerance = self.relative * expected.abs() + self.absolute * _scale(point)
 
-    def closed_form(
-        self, point: Point, order: int, derivatives: Iterator[tuple[Tensor, Tensor]], expected: Sequence[Tensor]
-    ) -> None:
-        """Compare the next derivative of the sum of the outputs with the closed form's values."""
-        if [x.shape for x in expected] != [x.shape for x in point.inputs]:
-            found, wanted = ([tuple(x.shape) for x in each] for each in (expected, point.inputs))
-            raise ValueError(f"closed form {order} gives shapes {found}: return those of the inputs, {wanted}")
-        with self._refusal(order, _CLOSED_FORM, _NOT_DIFFERENTIABLE):
-            gradient, recorded = next(derivatives)
-        tolerance = self._for_rounding(flat(expected), point)
-        self._compare(order, _CLOSED_FORM, gradient, flat(expected), tolerance, recorded, in_gradient(point))
+        def remark(worst: int) -> str:
+            return self._remark_on_step(point, float(found.flatten()[worst]), float(expected.flatten()[worst]), worst)
+
+        name = "reverse mode against differences"
+        self.kept.compare(point.order, name, found, expected, tolerance, _by_both(point), remark)
+        return found
 
     def forward_mode(self, point: Point, jacobian: Tensor) -> None:
         """Compare the Jacobian by forward mode with that by reverse mode."""
-        with self._refusal(point.order, _FORWARD, "not available, and forward_mode=False leaves it out"):
-            found, recorded = by_forward_mode(point)
-        tolerance = self.rounding * (jacobian.abs() + flat(point.outputs).abs().clamp(min=1).unsqueeze(1))
-        self._compare(point.order, _FORWARD, found, jacobian, tolerance, recorded, in_jacobian(point))
+        name = "forward mode against reverse mode"
+        with self.kept.refusal(point.order, name, "not available, and forward_mode=False leaves it out"):
+            found = by_forward_mode(point)
+        tolerance = self.rounding * (jacobian.abs() + _scale(point))
+        self.kept.compare(point.order, name, found, jacobian, tolerance, _by_both(point))
 
     def upstream_layouts(self, point: Point, jacobian: Tensor) -> None:
         """Compare the gradient for upstream gradients in several layouts with what the Jacobian makes of them."""
         upstreams = upstream_gradients(point.outputs)
-        for layout, lay in {"contiguous": torch.clone, **LAYOUTS, "expanded": constant}.items():
-            laid = [lay(upstream) for upstream in upstreams]
-            if layout != "contiguous" and all_contiguous(laid):
-                continue
-            name = f"{layout} upstream gradient"
-            with self._refusal(point.order, name, _LAYOUT):
-                _, found, recorded = pulled_back(point, fresh_leaves(point.inputs), laid)
-            expected = flat(laid) @ jacobian
-            tolerance = self._for_rounding(flat(laid).abs() @ jacobian.abs(), point)
-            self._compare(point.order, name, found, expected, tolerance, recorded, in_gradient(point))
+        contiguous_one = ("upstream gradient contiguous", upstreams)
+        for name, laid in [contiguous_one, *layouts("upstream gradient", upstreams, point.upstream_names)]:
+            _, found = self._pulled_back(point, name, _LAYOUT, list(map(contiguous, point.inputs)), laid)
+            self._compare_gradient(point, name, found, laid, jacobian)
 
     def input_layouts(self, point: Point) -> None:
         """Compare the outputs and the gradient for inputs in several layouts with those for contiguous copies."""
         upstreams = upstream_gradients(point.outputs)
-        for layout, lay in {**LAYOUTS, "expanded": expanded}.items():
-            laid = [lay(x) for x in point.inputs]
-            if layout == "expanded":  # upstream gradients may have any values, and all the same are what .sum() sends
-                laid[point.upstream_from :] = map(constant, point.inputs[point.upstream_from :])
-            if all_contiguous(laid):
-                continue
-            name = f"{layout} inputs"
-            outputs, gradient, _ = pulled_back(point, fresh_leaves(laid), upstreams)
-            with self._refusal(point.order, name, _LAYOUT):
-                found, ours, recorded = pulled_back(point, [x.requires_grad_() for x in laid], upstreams)
-            here, there = torch.cat([found, ours]), torch.cat([outputs, gradient])
-            known = torch.cat([torch.ones(len(found), dtype=torch.bool), recorded])
-            tolerance = self._for_rounding(there, point)
-            self._compare(point.order, name, here, there, tolerance, known, in_outputs_and_gradient(point))
+        where = [*((output, None) for output in places(point.output_names, point.outputs)), *_by_inputs(point)]
+        for name, laid in layouts("inputs", point.inputs, point.input_names, free_from=point.upstream_from):
+            expected = torch.cat(pulled_back(point, list(map(contiguous, laid)), upstreams))
+            found = torch.cat(self._pulled_back(point, name, _LAYOUT, laid, upstreams))
+            self.kept.compare(point.order, name, found, expected, self._for_rounding(expected, point), where)
+
+    def inputs_alone(self, point: Point, jacobian: Tensor) -> None:
+        """Compare the gradient for one input while no other requires one with what the Jacobian tells."""
+        upstreams, columns = upstream_gradients(point.outputs), jacobian.split([x.numel() for x in point.inputs], 1)
+        for i in range(point.upstream_from if len(point.inputs) > 1 else 0):
+            # Of a gradient there is only the part for this input.
+            sent = [v if point.order == 1 or j == i else torch.zeros_like(v) for j, v in enumerate(upstreams)]
+            name, inputs = f"{point.input_names[i]} alone differentiated", list(map(contiguous, point.inputs))
+            _, found = self._pulled_back(point, name, _ALONE, inputs, sent, alone=i)
+            where: list[Where] = [(None, x) for x in places([point.input_names[i]], [point.inputs[i]])]
+            self._compare_gradient(point, name, found, sent, columns[i], where)
+
+    def closed_form(self, point: Point, order: int, derivatives: Iterator[Tensor], expected: Sequence[Tensor]) -> None:
+        """Compare the next derivative of the sum of the outputs with the closed form's values."""
+        for tensor in expected:
+            check_dtype(f"closed form {order}", tensor)
+        if [x.shape for x in expected] != [x.shape for x in point.inputs]:
+            found, wanted = ([tuple(x.shape) for x in each] for each in (expected, point.inputs))
+            raise ValueError(f"closed form {order} gives shapes {found}: return those of the inputs, {wanted}")
+        name = "reverse mode against closed form"
+        with self.kept.refusal(order, name, _NOT_DIFFERENTIABLE):
+            gradient = next(derivatives)
+        tolerance = self._for_rounding(flat(expected), point)
+        self.kept.compare(order, name, gradient, flat(expected), tolerance, _by_inputs(point))
+
+    def _pulled_back(
+        self, point: Point, name: str, meaning: str, inputs: Sequence[Tensor], upstreams: Sequence[Tensor], **how: int
+    ) -> tuple[Tensor, ...]:
+        """Do as the function of that name; raise if that changes the inputs or the upstream gradients."""
+        given = [*inputs, *upstreams]
+        before = list(map(contiguous, given))
+        with self.kept.refusal(point.order, name, meaning):
+            found = pulled_back(point, inputs, upstreams, **how)
+        for tensor, x, copy in zip([*point.input_names, *point.upstream_names], given, before, strict=True):
+            if not same(x, copy):
+                message = f"the function or its backward pass changes {tensor} in place: let it work on a copy"
+                raise GradientError(f"{name}, order {point.order}: {message}", self.kept.report)
+        return found
 
     def _for_rounding(self, gradient: Tensor, point: Point) -> Tensor:
         """Return the tolerance of gradients that all outputs have a part in."""
-        return self.rounding * (gradient.abs() + flat([*point.outputs, torch.ones(1)]).abs().max())
+        largest = flat(point.outputs).abs().max().clamp(min=1) if any(map(Tensor.numel, point.outputs)) else 1
+        return self.rounding * (gradient.abs() + largest)
 
-    def _compare(
+    def _compare_gradient(
         self,
-        order: int,
+        point: Point,
         name: str,
         found: Tensor,
-        expected: Tensor,
-        tolerance: Tensor,
-        recorded: Tensor,
-        place: Locate,
+        upstreams: Sequence[Tensor],
+        jacobian: Tensor,
+        where: Sequence[Where] | None = None,
     ) -> None:
-        """Keep the worst element of a comparison; raise if it is off."""
-        if found.numel() == 0:
-            self._comparisons.append(Comparison(order, name, None, None, 0.0, 0.0, 0.0))
-            return
-        error = (found - expected).abs()
-        in_tolerances = (error / tolerance).masked_fill(error == 0, 0.0).nan_to_num(torch.inf, torch.inf)
-        worst = int(in_tolerances.argmax())
-        ours, theirs, allowed = (float(each.flatten()[worst]) for each in (found, expected, tolerance))
-        comparison = Comparison(order, name, *place(worst), ours, theirs, allowed)
-        self._comparisons.append(comparison)
-        if not comparison.passes:
-            raise GradientError(f"{comparison}{_remark(comparison, bool(recorded.flatten()[worst]))}", self.report)
+        """Compare a gradient, of all inputs or those named, with what the Jacobian makes of upstream gradients."""
+        sent = flat(upstreams)
+        tolerance = self._for_rounding(sent.abs() @ jacobian.abs(), point)
+        self.kept.compare(point.order, name, found, sent @ jacobian, tolerance, where or _by_inputs(point))
 
-    @contextmanager
-    def _refusal(self, order: int, name: str, meaning: str) -> Iterator[None]:
-        """Say of what PyTorch refuses to compute what that means."""
-        try:
-            yield
-        except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise GradientError(f"{name}, order {order}: {meaning}: {reason}", self.report) from error
+    def _remark_on_step(self, point: Point, found: float, expected: float, place: int) -> str:
+        """Say whether another step brings differences nearer to an element by reverse mode that is off."""
+        if not math.isfinite(expected):
+            return "; the function has no finite values on both sides: take another point, or a smaller step"
+        far = float(flat(point.inputs).abs().clamp(min=1)[place % len(flat(point.inputs))])
+        # No steps much smaller than that: there rounding brings differences anywhere, sometimes near.
+        steps = [max(self.eps, factor * self.step) for factor in (1 / far, 0.1, 0.5, 2, 100) if factor != 1]
+        errors = {step: abs(float(by_differences(point, step).flatten()[place]) - found) for step in steps}
+        best = min(errors, key=lambda step: errors[step] if math.isfinite(errors[step]) else math.inf)
+        if not errors[best] <= abs(expected - found) / 2:
+            return ""
+        size = "long" if best < self.step else "short"
+        return f"; the step, {self.step:.1e}, seems too {size}: with {best:.1e} they differ by {errors[best]:.3g}"
 
 
-def _remark(comparison: Comparison, recorded: bool) -> str:
-    """Say what a comparison that is off suggests."""
-    if comparison.name == _DIFFERENCES and not math.isfinite(comparison.expected):
-        return "; the function has no finite values on both sides: take another point, or a smaller step"
-    if not recorded and comparison.name == _FORWARD:
-        return "; forward mode gives no tangent there"
-    if not recorded:
-        return "; autograd has no record of this dependence: it was detached"
-    return ""
+def _failure(point: Point) -> str:
+    """Return what it means that reverse mode fails."""
+    return "the backward pass fails" if point.order == 1 else _NOT_DIFFERENTIABLE
+
+
+def _scale(point: Point) -> Tensor:
+    """Return max(1, |output|) for each output, (outputs, 1)."""
+    return flat(point.outputs).abs().clamp(min=1).unsqueeze(1)
+
+
+def _by_inputs(point: Point) -> list[Where]:
+    """Return what the elements of a gradient are."""
+    return [(None, x) for x in places(point.input_names, point.inputs)]
+
+
+def _by_both(point: Point) -> list[Where]:
+    """Return what the elements of a Jacobian are, row by row."""
+    rows, columns = places(point.output_names, point.outputs), places(point.input_names, point.inputs)
+    return list(itertools.product(rows, columns))
 
 
 def _check_options(closed_forms: object, order: int, **numbers: float | None) -> None:
@@ -281,7 +301,11 @@ def _check_options(closed_forms: object, order: int, **numbers: float | None) ->
     if order < 1:
         raise ValueError(f"`order` is {order}: pass at least 1")
     for name, number in numbers.items():
-        if number is not None and not (0 <= number < math.inf and (number > 0 or name != "step")):
+        if number is None:
+            continue
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            raise TypeError(f"`{name}` is {number!r}: pass a number")
+        if not (0 <= number < math.inf and (number > 0 or name != "step")):
             raise ValueError(
                 f"`{name}` is {number}: pass a finite number {'above 0' if name == 'step' else 'from 0 on'}"
             )

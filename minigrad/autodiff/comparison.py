@@ -2,14 +2,15 @@
 
 import itertools
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from minigrad import tables
-from minigrad.autodiff.jacobians import Point, flat
+from minigrad.errors import RunFailed
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,19 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.tensor}{list(self.index)}" if self.index else self.tensor
+
+
+# Whose derivative, None where those of all outputs are summed; with respect to what, None for the outputs themselves.
+Where = tuple[Place | None, Place | None]
+
+
+def places(names: Sequence[str], tensors: Sequence[Tensor]) -> list[Place]:
+    """Return where each element is, one tensor after the other."""
+    return [
+        Place(name, index)
+        for name, tensor in zip(names, tensors, strict=True)
+        for index in itertools.product(*map(range, tensor.shape))
+    ]
 
 
 @dataclass(frozen=True)
@@ -83,46 +97,68 @@ class Report:
     comparisons: tuple[Comparison, ...]
 
     def __str__(self) -> str:
-        columns = ("order", "comparison", "worst error", "tolerance", "where")
-        return tables.plain(
-            columns, [(c.order, c.name, f"{c.error:.1e}", f"{c.tolerance:.1e}", c.where) for c in self.comparisons]
-        )
+        columns = ("order", "comparison", "found", "expected", "worst error", "tolerance", "where")
+        rows = [
+            (c.order, c.name, c.found, c.expected, f"{c.error:.1e}", f"{c.tolerance:.1e}", c.where)
+            for c in self.comparisons
+        ]
+        return tables.plain(columns, rows)
 
 
-Locate = Callable[[int], tuple[Place | None, Place | None]]
+class GradientError(RunFailed):
+    """A gradient that is off, or that is not there; the message has the worst element and its numbers.
+
+    Attributes:
+        report: what was compared until then; where a comparison is off, it is the last.
+    """
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
 
 
-def in_jacobian(point: Point) -> Locate:
-    """Return what places the elements of a Jacobian, flattened, as (output, input)."""
-    columns = len(flat(point.inputs))
-    return lambda i: (_place(point.output_names, point.outputs, i // columns), _input(point, i % columns))
+class Comparisons:
+    """Compares, keeps what passes, and raises at what does not."""
 
+    def __init__(self) -> None:
+        self._comparisons: list[Comparison] = []
 
-def in_gradient(point: Point) -> Locate:
-    """Return what places the elements of a gradient for all inputs as (None, input)."""
-    return lambda i: (None, _input(point, i))
+    @property
+    def report(self) -> Report:
+        """What was compared until now."""
+        return Report(tuple(self._comparisons))
 
+    def compare(
+        self,
+        order: int,
+        name: str,
+        found: Tensor,
+        expected: Tensor,
+        tolerance: Tensor,
+        where: Sequence[Where],
+        remark: Callable[[int], str] = lambda worst: "",
+    ) -> None:
+        """Keep the worst element of a comparison; raise if it is off."""
+        if found.numel() == 0:
+            self._comparisons.append(Comparison(order, name, None, None, 0.0, 0.0, 0.0))
+            return
+        error = (found - expected).abs()
+        in_tolerances = (error / tolerance).masked_fill(error == 0, 0.0).nan_to_num(torch.inf, torch.inf)
+        worst = int(in_tolerances.argmax())
+        ours, theirs, allowed = (float(each.flatten()[worst]) for each in (found, expected, tolerance))
+        comparison = Comparison(order, name, *where[worst], ours, theirs, allowed)
+        self._comparisons.append(comparison)
+        if not comparison.passes:
+            why = remark(worst) or ("; is it detached, or forgotten?" if ours == 0 else "")
+            raise GradientError(f"{comparison}{why}", self.report)
 
-def in_outputs_and_gradient(point: Point) -> Locate:
-    """Return what places the elements of the outputs followed by the gradient as (output, None) or (None, input)."""
-    n = len(flat(point.outputs))
-    return lambda i: (_place(point.output_names, point.outputs, i), None) if i < n else (None, _input(point, i - n))
-
-
-def _input(point: Point, number: int) -> Place:
-    return _place(point.input_names, point.inputs, number)
-
-
-def _place(names: Sequence[str], tensors: Sequence[Tensor], number: int) -> Place:
-    """Return where the element of that number, counted through all tensors, is."""
-    starts = list(itertools.accumulate((tensor.numel() for tensor in tensors), initial=0))
-    which = bisect_right(starts, number) - 1
-    return Place(names[which], _index(number - starts[which], tensors[which].shape))
-
-
-def _index(number: int, shape: Sequence[int]) -> tuple[int, ...]:
-    index = []
-    for size in reversed(shape):
-        number, i = divmod(number, size)
-        index.append(i)
-    return tuple(reversed(index))
+    @contextmanager
+    def refusal(self, order: int, name: str, meaning: str) -> Iterator[None]:
+        """Say of what is refused what that means; a Function may raise what it likes."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise GradientError(f"{name}, order {order}: {meaning}: {reason}", self.report) from error

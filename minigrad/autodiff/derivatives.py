@@ -2,7 +2,7 @@
 
 They take a function and return values, where `backward()` takes a value and leaves gradients in tensors. x may be a
 tensor or a tree of tensors, such as a model's parameters by name, used with `torch.func.functional_call`. They nest,
-and work under `torch.func.vmap`.
+and work under `torch.func.vmap`. A function that ignores or detaches x has derivative 0, as for all of torch.func.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def jacobian(function: Callable[[Tree], Any], x: Tree) -> Any:
     Returns: a tensor (outputs..., inputs...); for trees, the output's tree with x's tree in each place.
 
     Raises:
-        TypeError: x holds something else.
+        TypeError: x holds something else. Of outputs that are no tensors torch raises its own errors.
     """
     _check_floating(x, "x")
     return torch.func.jacrev(function)(x)
@@ -74,7 +74,7 @@ def hessian_vector_product(function: Callable[[Tree], Tensor], x: Tree, vector: 
     Args:
         function: from x to a () tensor; its backward pass must support forward mode, as minigrad's and torch's do.
         x: a floating-point tensor of any shape, or a tree of them.
-        vector: the tree, shapes and dtypes of x.
+        vector: the tree, shapes and dtypes of x; of the same types, its dicts with the same keys in the same order.
     Returns: H v, the tree and the shapes of x.
 
     Raises:

@@ -171,7 +171,7 @@ def as_tensors(output: Tensor | Sequence[Tensor], name: str) -> tuple[Tensor, ..
     tensors = tuple(output) if isinstance(output, list | tuple) else (output,)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"`{name}` is or holds a {type(tensor).__name__}: pass a tensor, or a list of tensors")
+            raise TypeError(f"`{name}` is or holds a {type(tensor).__name__}: expected a tensor, or a list of tensors")
     return tensors
 
 

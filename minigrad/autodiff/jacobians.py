@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import get_gradient_edge
 
-from minigrad.autodiff.graph import in_order, leaf_of, next_of
+from minigrad.autodiff.graph import as_tensors, in_order, leaf_of, next_of
 
 Gradients = Sequence[Tensor | None]
 Call = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -24,8 +24,9 @@ class Point:
 
     Attributes:
         order: 1 for a function, n + 1 for the gradient of one of order n.
-        call: from one tensor for each of `inputs`, each requiring a gradient, to the outputs.
-        inputs: contiguous, without a gradient.
+        call: from one tensor for each of `inputs`, some or all of them requiring a gradient, to the outputs. A gradient
+            for an input that requires none comes out as 0.
+        inputs: without a gradient, in the layout in which they were given.
         outputs: what the function gives for these, detached.
         upstream_from: the inputs from this number on are upstream gradients of lower orders.
         input_names: of each input.
@@ -40,13 +41,19 @@ class Point:
     input_names: list[str]
     output_names: list[str]
 
+    @property
+    def upstream_names(self) -> list[str]:
+        """What the upstream gradient of each output is called."""
+        return [f"upstream of {name}" for name in self.output_names]
+
     def gradient(self) -> "Point":
-        """Return the function from these inputs and upstream gradients to the gradients, at upstreams around 1."""
+        """Return the function from these inputs and upstream gradients to the gradients, at `upstream_gradients`."""
         count = len(self.inputs)
 
         def call(leaves: Sequence[Tensor]) -> list[Tensor]:
-            gradients = _gradients(self.call(leaves[:count]), leaves[:count], leaves[count:], create_graph=True)
-            return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=False)]
+            wanted = [x for x in leaves[:count] if x.requires_grad]
+            gradients = iter(_gradients(self.call(leaves[:count]), wanted, leaves[count:], create_graph=True))
+            return _filled([next(gradients) if x.requires_grad else None for x in leaves[:count]], leaves[:count])
 
         inputs = [*self.inputs, *upstream_gradients(self.outputs)]
         prefix = "gradient" if self.order == 1 else f"order-{self.order} gradient"
@@ -56,7 +63,7 @@ class Point:
             inputs=inputs,
             outputs=[output.detach() for output in call(fresh_leaves(inputs))],
             upstream_from=self.upstream_from,
-            input_names=[*self.input_names, *(f"upstream of {name}" for name in self.output_names)],
+            input_names=[*self.input_names, *self.upstream_names],
             output_names=[f"{prefix} for {name}" for name in self.input_names],
         )
 
@@ -66,46 +73,40 @@ def point_of(function: Callable[..., Tensor | Sequence[Tensor]], given: Sequence
 
     Raises:
         TypeError: an output is no tensor, or of a dtype that cannot be checked.
-        ValueError: there is nothing to differentiate, or two calls differ.
+        ValueError: there is nothing to differentiate, two calls differ, or the function changes an input.
     """
     inputs = [x for x in given if x.is_floating_point()]
     if not inputs:
         raise ValueError("`inputs` holds no floating-point tensor: pass what to differentiate by in float64")
 
-    def call_all(leaves: Sequence[Tensor]) -> list[Tensor]:
+    def arguments_for(leaves: Sequence[Tensor]) -> list[Tensor]:
         differentiable = iter(leaves)
-        arguments = [next(differentiable) if x.is_floating_point() else x.clone() for x in given]
-        return tensors_of(function(*arguments), "the function")
+        return [next(differentiable) if x.is_floating_point() else copied(x) for x in given]
 
-    first, second = call_all(fresh_leaves(inputs)), call_all(fresh_leaves(inputs))
-    for name, output in zip(names_of("output", first), first, strict=True):
+    def call_all(arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return as_tensors(function(*arguments), "function(*inputs)")
+
+    arguments = arguments_for(fresh_leaves(inputs))
+    first, second = call_all(arguments), call_all(arguments_for(fresh_leaves(inputs)))
+    input_names, output_names = names_of("input", given), names_of("output", first)
+    for name, x, argument in zip(input_names, given, arguments, strict=True):
+        if not same(x, argument):
+            raise ValueError(f"the function changes {name} in place: let it work on a copy")
+    for name, output in zip(output_names, first, strict=True):
         check_dtype(name, output)
     if len(first) != len(second) or not all(map(same, first, second)):
-        raise ValueError(
-            "two calls of the function differ: make it deterministic, such as by a fixed seed or no dropout"
-        )
+        raise ValueError("two calls of the function differ: make it deterministic, such as dropout by a fixed mask")
     if not any(output.requires_grad for output in first):
         raise ValueError("no output depends on a floating-point input as autograd sees it: is there a detach?")
     return Point(
         order=1,
-        call=lambda leaves: [output for output in call_all(leaves) if output.is_floating_point()],
+        call=lambda leaves: [y for y in call_all(arguments_for(leaves)) if y.is_floating_point()],
         inputs=inputs,
         outputs=[output.detach() for output in first if output.is_floating_point()],
         upstream_from=len(inputs),
-        input_names=_floating(names_of("input", given), given),
-        output_names=_floating(names_of("output", first), first),
+        input_names=_floating(input_names, given),
+        output_names=_floating(output_names, first),
     )
-
-
-def tensors_of(found: Tensor | Sequence[Tensor], what: str) -> list[Tensor]:
-    """Return one tensor or several as a list."""
-    found = [found] if isinstance(found, Tensor) else found
-    if not isinstance(found, list | tuple):
-        raise TypeError(f"{what} returned a {type(found).__name__}: return a tensor, or a tuple of tensors")
-    for tensor in found:
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{what} returned a {type(tensor).__name__} in a tuple: return tensors alone")
-    return list(found)
 
 
 def names_of(kind: str, tensors: Sequence[Tensor]) -> list[str]:
@@ -123,43 +124,62 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def upstream_gradients(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return contiguous numbers between 1/2 and 3/2 in the outputs' shapes, all different, always the same."""
-    numbers = torch.Generator().manual_seed(0)  # one of its own: the global one belongs to the user
-    return [torch.rand(y.shape, generator=numbers, dtype=torch.float64).add(0.5).to(y.device, y.dtype) for y in outputs]
+    """Return contiguous numbers in the outputs' shapes, between 1 and 3/2 in size, always the same.
+
+    Every other one is negative, from the first on: the Jacobian is found with positive ones.
+    """
+    numbers = torch.Generator("cpu").manual_seed(0)  # one of its own: the global one belongs to the user
+    draws = [1 + torch.rand(y.numel(), generator=numbers, dtype=torch.float64, device="cpu") / 2 for y in outputs]
+    for draw in draws:
+        draw[::2] *= -1
+    return [draw.view(y.shape).to(y.device, y.dtype) for draw, y in zip(draws, outputs, strict=True)]
+
+
+def copied(x: Tensor) -> Tensor:
+    """Return a copy with the same strides, in memory that is a copy of what x extends over."""
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    return x.detach().as_strided((extent,), (1,)).clone().as_strided(x.shape, x.stride())
+
+
+def contiguous(x: Tensor) -> Tensor:
+    """Return a contiguous copy."""
+    return x.detach().clone(memory_format=torch.contiguous_format)
 
 
 def fresh_leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
     """Return contiguous copies that require a gradient."""
-    return [x.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for x in inputs]
+    return [contiguous(x).requires_grad_() for x in inputs]
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """Return all elements as one vector."""
-    return torch.cat([torch.empty(0, dtype=torch.float64), *(t.detach().cpu().double().flatten() for t in tensors)])
+    """Return copies of all elements as one vector."""
+    nothing = torch.empty(0, dtype=torch.float64, device="cpu")
+    return torch.cat([nothing, *(t.detach().cpu().double().flatten() for t in tensors)])
 
 
-def by_reverse_mode(point: Point) -> tuple[Tensor, Tensor]:
-    """Return the Jacobian, (elements of outputs, of inputs), and where autograd has a record of the dependence."""
+def by_reverse_mode(point: Point) -> Tensor:
+    """Return the Jacobian, (elements of outputs, of inputs)."""
     leaves = fresh_leaves(point.inputs)
     rows = [
-        _filled(_gradients([output], leaves, [unit], retain_graph=True), leaves)
+        flat(_filled(_gradients([output], leaves, [unit], retain_graph=True), leaves))
         for output in point.call(leaves)
         for unit in _units(output)
     ]
     return _matrix(rows, point, 0)
 
 
-def by_forward_mode(point: Point) -> tuple[Tensor, Tensor]:
+def by_forward_mode(point: Point) -> Tensor:
     """Return the same as `by_reverse_mode` does, found with dual numbers."""
     columns = []
     for i, x in enumerate(point.inputs):
         for unit in _units(x):
             leaves = fresh_leaves(point.inputs)
             with forward_ad.dual_level():
-                leaves[i] = forward_ad.make_dual(leaves[i], unit)
-                outputs = point.call(leaves)
-                tangents = [forward_ad.unpack_dual(output).tangent for output in outputs]
-                columns.append(_filled(tangents, outputs))
+                # All get a tangent: what torch makes up for one that is not there cannot always be computed with.
+                tangents = [unit if j == i else torch.zeros_like(leaf) for j, leaf in enumerate(leaves)]
+                outputs = point.call(list(map(forward_ad.make_dual, leaves, tangents)))
+                found = [forward_ad.unpack_dual(output).tangent for output in outputs]
+                columns.append(flat(_filled(found, outputs)))
     return _matrix(columns, point, 1)
 
 
@@ -176,23 +196,32 @@ def by_differences(point: Point, step: float) -> Tensor:
             ]
             # What the two inputs, as rounded, are apart: so that rounding x + h costs nothing.
             columns.append((values[0] - values[1]) / (flat([up]) - flat([down])).sum())
-    return torch.stack(columns, 1) if columns else torch.empty(len(flat(point.outputs)), 0, dtype=torch.float64)
+    return _matrix(columns, point, 1)
 
 
-def pulled_back(point: Point, leaves: Sequence[Tensor], upstreams: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the outputs, the gradient for all leaves, and where autograd has a record of the dependence.
+def pulled_back(
+    point: Point, inputs: Sequence[Tensor], upstreams: Sequence[Tensor], alone: int | None = None, passes: int = 1
+) -> tuple[Tensor, ...]:
+    """Return the outputs, and by each of some backward passes through one graph the gradient for all inputs.
 
-    The leaves and the upstream gradients are passed on as they lie in memory.
+    Args:
+        point: the function.
+        inputs: what it is called with, passed on as it lies in memory.
+        upstreams: of the outputs, likewise.
+        alone: the number of the one input that requires a gradient; by default all do.
+        passes: how many.
     """
+    leaves = [x.detach().requires_grad_(alone is None or i == alone) for i, x in enumerate(inputs)]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
     outputs = point.call(leaves)
-    return flat(outputs), *_filled(_gradients(outputs, leaves, upstreams), leaves)
+    return flat(outputs), *(
+        flat(_filled(_gradients(outputs, wanted, upstreams, retain_graph=i < passes), wanted))
+        for i in range(1, passes + 1)
+    )
 
 
-def derivatives_of_sum(point: Point) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the gradient of the sum of all outputs, then of the sum of all of that, and so on without end.
-
-    Each comes with where autograd has a record of the dependence.
-    """
+def derivatives_of_sum(point: Point) -> Iterator[Tensor]:
+    """Yield the gradient of the sum of all outputs, then of the sum of all of that, and so on without end."""
     leaves = fresh_leaves(point.inputs)
     values: Gradients = point.call(leaves)
     while True:
@@ -200,7 +229,7 @@ def derivatives_of_sum(point: Point) -> Iterator[tuple[Tensor, Tensor]]:
         # That they require a gradient is how once_differentiable knows that it will be differentiated.
         ones = [torch.ones_like(value, requires_grad=True) for value in known]
         values = _gradients(known, leaves, ones, create_graph=True)
-        yield _filled(values, leaves)
+        yield flat(_filled(values, leaves))
 
 
 def _gradients(
@@ -236,20 +265,16 @@ def _units(x: Tensor) -> Iterator[Tensor]:
         yield unit
 
 
-def _filled(found: Gradients, like: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return all elements as one vector, 0 for a tensor that is None, and (elements,) bool: whether it was there."""
-    values = [torch.zeros_like(x) if g is None else g for g, x in zip(found, like, strict=True)]
-    there = [torch.full((x.numel(),), g is not None) for g, x in zip(found, like, strict=True)]
-    return flat(values), torch.cat([torch.empty(0, dtype=torch.bool), *there])
+def _filled(found: Gradients, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors, 0 for those that are None."""
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, like, strict=True)]
 
 
-def _matrix(lines: list[tuple[Tensor, Tensor]], point: Point, dim: int) -> tuple[Tensor, Tensor]:
-    """Return the lines' values and their marks, each as one matrix."""
+def _matrix(lines: list[Tensor], point: Point, dim: int) -> Tensor:
+    """Return rows (dim 0) or columns (dim 1) as one matrix."""
     if not lines:
-        shape = len(flat(point.outputs)), len(flat(point.inputs))
-        return torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.bool)
-    values, marks = zip(*lines, strict=True)
-    return torch.stack(values, dim), torch.stack(marks, dim)
+        return torch.empty(len(flat(point.outputs)), len(flat(point.inputs)), dtype=torch.float64, device="cpu")
+    return torch.stack(lines, dim)
 
 
 def check_dtype(name: str, tensor: Tensor) -> None:

@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -8,7 +9,7 @@ from torch.func import functional_call
 
 import minigrad
 from minigrad import check_gradients
-from minigrad.autodiff.checking import GradientError
+from minigrad.autodiff.comparison import GradientError
 from minigrad.errors import RunFailed
 
 # Away from 0, where relu has no derivative.
@@ -125,7 +126,8 @@ def test_the_third_order_is_checked_by_differences_too():
 def test_what_is_not_floating_point_is_passed_on():
     index = torch.tensor([[2, 0, 1], [1, 1, 0]])
     report = check_gradients(lambda i, x: (x.gather(1, i) ** 2, i + 1), [index, X])
-    assert {c.input.tensor for c in report.comparisons if c.input} == {"input 1", "upstream of output 0"}
+    tensors = {place.tensor for c in report.comparisons for place in (c.input, c.output) if place}
+    assert {"input 1", "output 0"} <= tensors <= {"input 1", "output 0", "upstream of output 0", "gradient for input 1"}
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0), (1,), (1, 1, 2)])
@@ -155,12 +157,53 @@ def test_a_leaf_keeps_no_gradient_and_grad_mode_does_not_matter():
 
 
 def test_the_report_is_a_table_with_a_row_for_each_comparison():
-    lines = str(check_gradients(minigrad.tanh, X, order=1)).splitlines()
-    assert lines[0].split("  ")[0] == "order"
-    assert len(lines) == 2 + 8
+    report = check_gradients(minigrad.tanh, X, order=1)
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["order", "comparison", "found", "expected", "worst", "error", "tolerance", "where"]
+    assert len(lines) == 2 + len(report.comparisons)
+    number = r"-?[\d.e-]+"
     assert re.match(
-        r" +1  reverse mode against differences   \S+ +\S+ +d output\[\d, \d\] / d input\[\d, \d\]", lines[2]
+        rf" +1  reverse mode against differences +({number}) +\1  {number} +{number} "
+        r" +d output\[\d, \d\] / d input\[\d, \d\]$",
+        lines[3],
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "layouts"),
+    [
+        ((), ["shifted"]),
+        ((3,), ["sliced", "shifted", "expanded"]),
+        (
+            (2, 3),
+            [
+                *("transposed", "sliced", "padded", "shifted"),
+                *("expanded", "expanded along dim 0", "expanded along dim -1"),
+            ],
+        ),
+    ],
+)
+def test_every_layout_is_tried_once(shape, layouts):
+    report = check_gradients(torch.sin, X.flatten()[: math.prod(shape)].view(shape), order=1)
+    names = [c.name for c in report.comparisons]
+    assert [name for name in names if "upstream" in name] == [
+        f"upstream gradient {x}" for x in ["contiguous", *layouts]
+    ]
+    assert [name for name in names if "inputs" in name] == [f"inputs {x}" for x in layouts if "expanded" not in x]
+    same = check_gradients(torch.sin, torch.ones(2, 3, dtype=torch.float64).t(), order=1)
+    names = [c.name for c in same.comparisons]
+    assert {"inputs as given", "inputs expanded", "inputs expanded along dim 0"} <= set(names)
+
+
+def test_functions_of_several_inputs_with_fused_backwards_pass():
+    check_gradients(torch.nn.functional.mse_loss, [X, X + 1])
+    check_gradients(lambda x: torch.view_as_real(torch.fft.fft(x)), X, order=1)
+
+
+def test_the_default_device_does_not_matter():
+    with torch.device("meta"):
+        check_gradients(minigrad.tanh, X)
+        check_gradients(torch.sin, torch.empty(0, dtype=torch.float64, device="cpu"))
 
 
 # What is wrong is caught, and the worst element named.
@@ -202,20 +245,201 @@ def test_one_wrong_element_is_found_among_several_inputs_and_outputs():
 
 def test_a_gradient_that_ignores_the_upstream_one_is_caught_at_a_single_element():
     error = failure(cube(backward=lambda ctx, v: Cube.backward(ctx, torch.ones_like(v))), X[0, 0])
-    assert error.report.comparisons[-1].name == "contiguous upstream gradient"
+    assert error.report.comparisons[-1].name == "upstream gradient contiguous"
 
 
 def test_an_upstream_gradient_read_as_if_contiguous_is_caught_though_gradcheck_misses_it():
     function = cube(backward=lambda ctx, v: Cube.backward(ctx, as_if_contiguous(v)))
     assert gradcheck(function, X.clone().requires_grad_())
-    assert str(failure(function)).startswith("transposed upstream gradient, order 1: gradient for input[")
-    assert str(failure(function, X[0])).startswith("sliced upstream gradient, order 1: gradient for input[")
+    assert str(failure(function)).startswith("upstream gradient transposed, order 1: gradient for input[")
+    assert str(failure(function, X[0])).startswith("upstream gradient sliced, order 1: gradient for input[")
+
+
+def guarded(condition, then):
+    """A backward that is wrong in one layout of its upstream gradient alone."""
+    return cube(backward=lambda ctx, v: Cube.backward(ctx, then(v) if condition(v) else v))
+
+
+@pytest.mark.parametrize(
+    ("condition", "then", "layout"),
+    [
+        (lambda v: v.stride(-1) == 1, as_if_contiguous, "padded"),
+        (lambda v: v.is_contiguous(), lambda v: v.as_strided(v.shape, v.stride(), 0), "shifted"),
+        (lambda v: v.stride() == (0, 0), lambda v: 2 * v, "expanded"),
+        (lambda v: v.stride() == (0, 1), lambda v: 2 * v, "expanded along dim 0"),
+        (lambda v: v.stride() == (1, 0), lambda v: 2 * v, "expanded along dim -1"),
+    ],
+)
+def test_a_mistake_in_one_layout_of_the_upstream_gradient_is_caught(condition, then, layout):
+    assert failure(guarded(condition, then), order=1).report.comparisons[-1].name == f"upstream gradient {layout}"
+
+
+def test_an_offset_that_is_ignored_is_caught_in_one_dimension_too():
+    function = guarded(lambda v: v.is_contiguous(), lambda v: v.as_strided(v.shape, v.stride(), 0))
+    assert failure(function, X[0]).report.comparisons[-1].name == "upstream gradient shifted"
+
+
+@pytest.mark.parametrize("spoil", [torch.abs, torch.relu, lambda v: v.clamp(min=-1)])
+def test_a_backward_that_spoils_negative_upstream_gradients_is_caught(spoil):
+    function = cube(backward=lambda ctx, v: Cube.backward(ctx, spoil(v)))
+    for inputs in (X, X[0, 0]):
+        assert failure(function, inputs).report.comparisons[-1].name == "upstream gradient contiguous"
+
+
+def test_padded_rows_of_an_input_read_as_if_contiguous_are_caught():
+    function = cube(forward=lambda x: (as_if_contiguous(x) if x.stride(-1) == 1 else x) ** 3)
+    assert failure(function).report.comparisons[-1].name == "inputs padded"
+
+
+def test_the_layout_that_was_given_is_tried():
+    def backward(ctx, v):
+        (x,) = ctx.saved_tensors
+        return Cube.backward(ctx, v) * (2 if x.is_contiguous(memory_format=torch.channels_last) else 1)
+
+    images = torch.rand(2, 3, 2, 2, dtype=torch.float64).add(0.5)
+    check_gradients(cube(backward=backward), images, order=1)
+    error = failure(cube(backward=backward), images.to(memory_format=torch.channels_last), order=1)
+    assert error.report.comparisons[-1].name == "inputs as given"
+
+
+class Product(Function):
+    """x y, right in all ways."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return x * y
+
+    @staticmethod
+    def backward(ctx, v):
+        x, y = ctx.saved_tensors
+        return v * y, v * x
+
+
+def product(**methods):
+    return type("Planted", (Product,), {name: staticmethod(method) for name, method in methods.items()}).apply
+
+
+@pytest.mark.parametrize(("inputs", "layout"), [([X, X + 1], "transposed"), ([X[0], X[1]], "sliced")])
+def test_an_input_read_with_the_strides_of_another_is_caught(inputs, layout):
+    def backward(ctx, v):
+        x, y = ctx.saved_tensors
+        strides = y.stride() if layout == "sliced" and x.stride() != (2,) else x.stride()
+        beside = y if y.stride() == strides else torch.zeros_like(y)
+        return v * beside, v * x
+
+    worst = failure(product(backward=backward), inputs, forward_mode=False).report.comparisons[-1]
+    assert worst.name == f"input 0 alone {layout}"
+
+
+def test_a_gradient_that_differs_if_another_input_needs_none_is_caught():
+    def backward(ctx, v):
+        x, y = ctx.saved_tensors
+        return (v * y, v * x) if all(ctx.needs_input_grad) else (v * x, v * y)
+
+    worst = failure(product(backward=backward), [X, X + 1], forward_mode=False).report.comparisons[-1]
+    assert (worst.order, worst.name) == (1, "input 0 alone differentiated")
+
+
+def test_a_second_derivative_that_differs_if_the_upstream_gradient_needs_none_is_caught():
+    class Slope(Cube):
+        @staticmethod
+        def forward(x, v):
+            return 3 * x**2 * v
+
+        @staticmethod
+        def backward(ctx, w):
+            x, v = ctx.saved_tensors
+            return (6 if ctx.needs_input_grad[1] else 3) * x * v * w, 3 * x**2 * w
+
+    function = cube(backward=lambda ctx, v: Slope.apply(ctx.saved_tensors[0], v))
+    worst = failure(function, forward_mode=False).report.comparisons[-1]
+    assert (worst.order, worst.name) == (2, "input alone differentiated")
+
+
+def test_a_gradient_that_differs_while_it_is_recorded_is_caught():
+    function = cube(backward=lambda ctx, v: (1.5 if torch.is_grad_enabled() else 1) * Cube.backward(ctx, v))
+    worst = failure(function).report.comparisons[-1]
+    assert (worst.order, worst.name) == (1, "gradient while it is recorded")
+    assert worst.found == pytest.approx(1.5 * worst.expected)
+
+
+def test_a_backward_that_spoils_what_it_saved_is_caught_at_a_single_output():
+    def backward(ctx, v):
+        gradient = Cube.backward(ctx, v)
+        ctx.factor = 2 * getattr(ctx, "factor", 1)
+        return gradient * ctx.factor / 2
+
+    error = failure(lambda x: cube(backward=backward)(x).sum(), order=1)
+    assert str(error).startswith("second backward pass against first, order 1: ")
+    assert str(error).endswith("; does a backward pass change what was saved for it, or what it returned?")
+
+    def returned(ctx, v):
+        (x,) = ctx.saved_tensors
+        ctx.buffer = getattr(ctx, "buffer", 3 * x**2)
+        return ctx.buffer.mul_(v)
+
+    assert "second backward pass" in str(failure(cube(backward=returned), X[0, 0], order=1))
+
+
+@pytest.mark.parametrize("what", ["input", "upstream of output"])
+def test_a_backward_that_changes_what_it_is_given_is_caught(what):
+    def backward(ctx, v):
+        gradient = Cube.backward(ctx, v)
+        if not torch.is_grad_enabled():
+            (v if "upstream" in what else ctx.saved_tensors[0].data).mul_(2)
+        return gradient
+
+    error = failure(lambda x: cube(backward=backward)(x).sum() if what == "input" else cube(backward=backward)(x))
+    assert str(error) == (
+        f"reverse mode, order 1: the function or its backward pass changes {what} in place: let it work on a copy"
+    )
+
+
+@pytest.mark.parametrize("kind", [AssertionError, ValueError, TypeError, RuntimeError])
+def test_whatever_is_raised_is_named(kind):
+    def refuse(condition):
+        def backward(ctx, v):
+            if condition(v):
+                raise kind("not that")
+            return Cube.backward(ctx, v)
+
+        return cube(backward=backward)
+
+    assert str(failure(refuse(lambda v: True))) == "reverse mode, order 1: the backward pass fails: not that"
+    assert "upstream gradient transposed, order 1: refused, " in str(failure(refuse(lambda v: not v.is_contiguous())))
+    assert str(failure(refuse(lambda v: v.requires_grad))) == (
+        "reverse mode, order 2: the gradient cannot be differentiated: not that"
+    )
+
+
+def test_running_out_of_memory_is_no_wrong_gradient():
+    def backward(ctx, v):
+        raise torch.OutOfMemoryError("all used up")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        check_gradients(cube(backward=backward), X)
+
+
+def test_what_the_function_raises_is_its_own():
+    def function(x):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        check_gradients(function, X)
+
+
+def test_a_function_that_takes_contiguous_inputs_alone_is_told_the_way_out():
+    function = lambda x: x.view(-1) ** 2  # noqa: E731
+    assert "(call .contiguous() or .reshape() in the function): view size" in str(failure(function))
+    check_gradients(lambda x: function(x.contiguous()), X)
 
 
 def test_a_refused_upstream_gradient_is_named():
     error = failure(cube(backward=lambda ctx, v: Cube.backward(ctx, v.view(-1).view(v.shape))))
     assert str(error).startswith(
-        "transposed upstream gradient, order 1: refused, though a contiguous one is taken: view"
+        "upstream gradient transposed, order 1: refused, though contiguous ones are taken (call .contiguous() or "
+        ".reshape() in the function): view size"
     )
 
 
@@ -228,7 +452,7 @@ def test_an_input_read_as_if_contiguous_is_caught(method):
     wrong = {"forward": lambda x: as_if_contiguous(x) ** 3, "backward": backward}
     error = failure(cube(**{method: wrong[method]}), order=1)
     worst = error.report.comparisons[-1]
-    assert worst.name == "transposed inputs"
+    assert worst.name == "inputs transposed"
     assert (worst.input is None) == (method == "forward")
 
 
@@ -238,7 +462,8 @@ def test_memory_made_like_an_expanded_input_is_caught():
 
     function = cube(forward=forward)
     check_gradients(function, X, order=1)
-    assert "expanded inputs, order 1: refused" in str(failure(function, X[:1].expand(2, 3), order=1))
+    assert str(failure(function, X[:1].expand(2, 3), order=1)).startswith("inputs as given, order 1: refused")
+    assert str(failure(function, X[:1].repeat(2, 1), order=1)).startswith("inputs expanded, order 1: refused")
 
 
 def test_a_stride_bug_in_the_double_backward_alone_is_caught():
@@ -254,7 +479,7 @@ def test_a_stride_bug_in_the_double_backward_alone_is_caught():
 
     function = cube(backward=lambda ctx, v: Slope.apply(ctx.saved_tensors[0], v))
     error = failure(function, forward_mode=False)
-    assert (error.report.comparisons[-1].order, error.report.comparisons[-1].name) == (2, "transposed inputs")
+    assert (error.report.comparisons[-1].order, error.report.comparisons[-1].name) == (2, "inputs transposed")
 
 
 def test_reading_beside_the_elements_is_caught_even_if_it_counts_for_nothing():
@@ -263,7 +488,7 @@ def test_reading_beside_the_elements_is_caught_even_if_it_counts_for_nothing():
         return Cube.backward(ctx, v) + 0 * beside
 
     worst = failure(cube(backward=backward)).report.comparisons[-1]
-    assert (worst.name, worst.found != worst.found) == ("sliced upstream gradient", True)
+    assert (worst.name, worst.found != worst.found) == ("upstream gradient sliced", True)
 
 
 def test_memory_made_like_an_expanded_upstream_gradient_is_caught_at_second_order():
@@ -279,19 +504,19 @@ def test_memory_made_like_an_expanded_upstream_gradient_is_caught_at_second_orde
             return 6 * x * copy * w, 3 * x**2 * w
 
     def backward(ctx, v):
-        if v.stride(-1) == 0 and not v.requires_grad:
+        if 0 in v.stride() and not v.requires_grad:
             v = v.contiguous()
         return Slope.apply(ctx.saved_tensors[0], v)
 
     error = failure(cube(backward=backward), forward_mode=False)
-    assert str(error).startswith("expanded inputs, order 2: refused, though a contiguous one is taken: ")
+    assert str(error).startswith("inputs expanded, order 2: refused, though contiguous ones are taken")
 
 
 def test_a_backward_that_is_only_once_differentiable_is_said_to_be():
     function = cube(backward=once_differentiable(Cube.backward))
     check_gradients(function, X, order=1)
     assert str(failure(function)).startswith(
-        "reverse mode against differences, order 2: the gradient cannot be differentiated: trying to differentiate"
+        "reverse mode, order 2: the gradient cannot be differentiated: trying to differentiate"
     )
     error = failure(function, order=1, closed_forms=[lambda x: 3 * x**2, lambda x: 6 * x])
     assert str(error).startswith("reverse mode against closed form, order 2: the gradient cannot be differentiated: ")
@@ -309,7 +534,7 @@ def test_a_backward_that_leaves_torch_is_said_to_be_not_differentiable():
 def test_a_backward_that_is_detached_is_said_to_be(backward):
     error = failure(cube(backward=backward))
     assert error.report.comparisons[-1].order == 2
-    assert str(error).endswith("autograd has no record of this dependence: it was detached")
+    assert str(error).endswith("; is it detached, or forgotten?")
 
 
 def test_a_wrong_second_order_behind_a_right_first_one_is_caught():
@@ -369,6 +594,25 @@ def test_a_point_beside_which_the_function_is_not_finite_is_named():
     assert str(error).endswith("the function has no finite values on both sides: take another point, or a smaller step")
 
 
+@pytest.mark.parametrize(
+    ("function", "x", "step", "length"),
+    [
+        (torch.log, 0.01, None, "long"),
+        (lambda x: (100 * x).sin(), 0.5, None, "long"),
+        (torch.sin, 1e6, None, "long"),
+        (lambda x: x.sin() + 1e8, 0.3, 1e-9, "short"),
+    ],
+)
+def test_a_step_that_does_not_suit_the_function_is_told_from_a_wrong_gradient(function, x, step, length):
+    x = torch.tensor(x, dtype=torch.float64)
+    options = {} if step is None else {"step": step, "relative": 1e-9, "absolute": 1e-12}
+    error = failure(function, x, **options)
+    found = re.search(rf"; the step, \S+, seems too {length}: with (\S+) they differ by (\S+)$", str(error))
+    assert float(found[2]) <= (1e-6 if length == "long" else error.report.comparisons[-1].error / 2)
+    assert (float(found[1]) < (step or 6e-6)) == (length == "long")
+    assert "seems too" not in str(failure(lambda x: 1e8 + cube(backward=lambda ctx, v: v)(x), X))
+
+
 def test_relu_at_zero_is_caught_as_not_differentiable():
     assert failure(minigrad.relu, torch.zeros((), dtype=torch.float64)).report.comparisons[-1].expected == 0.5
 
@@ -393,17 +637,45 @@ def test_tolerances_are_those_given():
         (torch.sin, X.to_sparse(), {}, TypeError, "input has layout torch.sparse_coo"),
         (torch.sin, [X, 3.0], {}, TypeError, "`inputs` is or holds a float"),
         (torch.sin, X.long(), {}, ValueError, "`inputs` holds no floating-point tensor"),
-        (lambda x: {"y": x}, X, {}, TypeError, "the function returned a dict: return a tensor, or a tuple of tensors"),
-        (lambda x: (x, 3.0), X, {}, TypeError, "the function returned a float in a tuple"),
+        (lambda x: {"y": x}, X, {}, TypeError, r"`function\(\*inputs\)` is or holds a dict: expected a tensor"),
+        (lambda x: (x, 3.0), X, {}, TypeError, r"`function\(\*inputs\)` is or holds a float"),
         (lambda x: x.detach(), X, {}, ValueError, "no output depends on a floating-point input"),
         (lambda x: x + torch.rand(3), X, {}, ValueError, "two calls of the function differ"),
         (torch.sin, X, {"order": 0}, ValueError, "`order` is 0: pass at least 1"),
         (torch.sin, X, {"order": 1.5}, TypeError, "`order` is 1.5: pass an int"),
         (torch.sin, X, {"step": 0}, ValueError, "`step` is 0: pass a finite number above 0"),
         (torch.sin, X, {"absolute": -1}, ValueError, "`absolute` is -1: pass a finite number from 0 on"),
+        (torch.sin, X, {"step": "a"}, TypeError, "`step` is 'a': pass a number"),
+        (torch.sin, X, {"relative": True}, TypeError, "`relative` is True: pass a number"),
+        (
+            torch.sin,
+            X,
+            {"step": 0.1},
+            ValueError,
+            "`step` is 0.1, which makes the default tolerance 1 and the check void",
+        ),
+        (torch.sin, X, {"step": 0.1, "relative": 0.1}, ValueError, "or both `relative` and `absolute`"),
+        (torch.sin, X.float(), {"step": 1e-3}, ValueError, "default tolerance 0.012 .* from 1.2e-03 to 1e-2"),
+        (
+            torch.sin,
+            X,
+            {"step": 1e-17, "relative": 1, "absolute": 1},
+            ValueError,
+            "`step` is 1e-17, too small to move x",
+        ),
+        (torch.sin, X, {"closed_forms": [lambda x: x.cos() + 0j]}, TypeError, "closed form 1 is torch.complex128"),
+        (torch.sin, X, {"closed_forms": [lambda x: x.cos().bfloat16()]}, TypeError, "closed form 1 is torch.bfloat16"),
+        (cube(forward=lambda x: x.mul_(2) ** 3), X, {}, ValueError, "the function changes input in place: let it work"),
+        (lambda i, x: x * i.add_(1), [X.long(), X], {}, ValueError, "the function changes input 0 in place"),
         (torch.sin, X, {"closed_forms": torch.cos}, TypeError, "`closed_forms` is no list of functions"),
         (torch.sin, X, {"closed_forms": [torch.sum]}, ValueError, r"closed form 1 gives shapes \[\(\)\]: return those"),
-        (torch.sin, X, {"closed_forms": [lambda x: 1.0]}, TypeError, "closed form 1 returned a float"),
+        (
+            torch.sin,
+            X,
+            {"closed_forms": [lambda x: 1.0]},
+            TypeError,
+            r"`closed_forms\[0\]\(\*inputs\)` is or holds a float",
+        ),
     ],
 )
 def test_a_mistake_is_named(function, inputs, options, error, message):

@@ -261,7 +261,7 @@ def test_no_output_is_an_error():
 
 @pytest.mark.parametrize("output", [3, [torch.rand(2), 3]])
 def test_an_output_that_is_no_tensor_is_an_error(output):
-    with pytest.raises(TypeError, match=r"`output` is or holds a int: pass a tensor, or a list of tensors"):
+    with pytest.raises(TypeError, match=r"`output` is or holds a int: expected a tensor, or a list of tensors"):
         read(output)
 
 
