@@ -27,6 +27,7 @@ LAYERS = (
         "minigrad.errors",
         "minigrad.figures",
         "minigrad.files",
+        "minigrad.generators",
         "minigrad.options",
         "minigrad.tables",
     ),
@@ -36,7 +37,7 @@ LAYERS = (
     ("minigrad.models",),
     ("minigrad.objectives*", "minigrad.rules", "minigrad.schedules"),
     ("minigrad.guard", "minigrad.record", "minigrad.tensors", "minigrad.trainer"),
-    ("minigrad.checkpoints", "minigrad.generators", "minigrad.interruption", "minigrad.loading", "minigrad.stopping"),
+    ("minigrad.checkpoints", "minigrad.interruption", "minigrad.loading", "minigrad.stopping"),
     ("minigrad.config", "minigrad.path", "minigrad.progress", "minigrad.recipe", "minigrad.run", "minigrad.tracking"),
     ("minigrad",),  # the package's own file, which gathers the public names
     ("experiments.*", "bench.*"),

@@ -1,13 +1,15 @@
 """A gradient as it was at one moment: its values where they are few, and statistics of many."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-PRINTABLE = 16  # elements, at most, of a gradient whose values are kept and printed
+PRINTABLE = 6  # elements, at most, of a gradient whose values are kept and printed
+_CHUNK = 2**20  # elements of which statistics are computed at a time, which takes some copies of them in float64
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,9 @@ def record(gradient: Tensor | None) -> Gradient | None:
         return None
     shape, dtype = tuple(gradient.shape), gradient.dtype
     with torch.no_grad():
-        dense = gradient.detach().to_dense()
-        if dense.numel() <= PRINTABLE:
-            return Gradient(shape, dtype, dense.clone(), None)
-        return Gradient(shape, dtype, None, _statistics(dense))
+        if gradient.numel() <= PRINTABLE:
+            return Gradient(shape, dtype, gradient.detach().to_dense().clone(), None)
+        return Gradient(shape, dtype, None, _statistics(gradient.detach()))
 
 
 def shown(values: Tensor) -> str:
@@ -96,21 +97,51 @@ def _nested(values: Any) -> str:
 
 
 def _statistics(gradient: Tensor) -> Statistics:
-    values = gradient.abs() if gradient.is_complex() else gradient
-    values = values.to(torch.float32 if values.device.type == "mps" else torch.float64)  # which has nothing wider
-    count = values.numel()
+    count = gradient.numel()
     if count == 0:
         return Statistics(0, math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0)
+    values = gradient if gradient.layout is torch.strided else gradient.to_sparse_coo().coalesce().values()
+    parts = torch.stack([_sums(chunk) for chunk in _chunks(values)]).tolist() if values.numel() > 0 else []
+    left_out = count - values.numel()  # zeros, of a sparse gradient
+    parts += [[left_out, 0, 0, 0, 0, 0, left_out, left_out]] if left_out > 0 else []
+    sums = torch.tensor(parts, dtype=torch.float64, device="cpu")
+    n, means, about_mean, smallest, largest, squares, zeros, finite = sums.unbind(1)
+    mean = (n * means).sum() / count
+    return Statistics(
+        count,
+        mean.item(),
+        math.sqrt((about_mean + n * (means - mean).square()).sum() / count),
+        smallest.amin().item(),
+        largest.amax().item(),
+        math.sqrt(squares.sum() / count),
+        int(zeros.sum()),
+        count - int(finite.sum()),
+    )
+
+
+def _chunks(values: Tensor) -> Iterable[Tensor]:
+    """Return a tensor in parts of about `_CHUNK` elements, none of them copied."""
+    if values.numel() <= _CHUNK:
+        return (values,)
+    dim = max(range(values.dim()), key=values.size)
+    return torch.split(values, max(1, _CHUNK * values.size(dim) // values.numel()), dim)
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Return count, mean, squares about it, smallest, largest, sum of squares, and how many are 0 and finite."""
+    on_mps = values.device.type == "mps"  # which has no float64
+    if values.is_complex():
+        values = values.to(torch.complex64 if on_mps else torch.complex128).abs()
+    values = values.to(torch.float32 if on_mps else torch.float64)
     mean = values.mean()
-    numbers = (
+    sums = (
+        torch.full_like(mean, values.numel()),
         mean,
-        (values - mean).square().mean().sqrt(),
+        (values - mean).square().sum(),
         values.amin(),
         values.amax(),
-        values.square().mean().sqrt(),
+        values.square().sum(),
         (values == 0).sum(),
-        count - values.isfinite().sum(),
+        values.isfinite().sum(),
     )
-    found = torch.stack([number.to(mean.dtype) for number in numbers]).tolist()  # one copy to the host
-    average, deviation, smallest, largest, root_mean_square, zeros, nonfinite = found
-    return Statistics(count, average, deviation, smallest, largest, root_mean_square, int(zeros), int(nonfinite))
+    return torch.stack([number.to(mean.dtype) for number in sums])

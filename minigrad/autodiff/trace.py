@@ -1,6 +1,5 @@
 """What is known of a backward pass that has run: its steps, as a table, and as the chain rule with numbers in it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from minigrad.autodiff.recording import Gradient, or_nothing, shown
 from minigrad.tables import plain
 
-_MOST_WAYS, _MOST_FACTORS = 8, 12  # of the formula for one leaf; a longer one is not read
+_MOST_PATHS, _MOST_FACTORS = 8, 12  # of the formula for one leaf; a longer one is not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,109 +132,110 @@ class Trace:
 
         `d output / d w = 1 * 0.25 [minigrad.sigmoid] * 1 [add] * 0.5 [mul] = 0.125`: first what the pass started with,
         then the local derivative of each operation on the way. Where there is no such formula (an operation on the way
-        has no local derivative, there are more than 8 paths or more than 12 factors, or a hook changed a gradient), it
-        says why, and what each node made of what came follows, line by line.
+        has no local derivative, what it sent is not the product, or there are more than 8 paths or more than 12
+        factors), it says why, and the table follows.
         """
-        formulas = _formulas(self)
-        lines, complete = [], True
+        paths, lines, complete = _paths(self), [], True
         for name, leaf in self.leaves.items():
-            ways = formulas.get((name, 0), "no gradient arrives")
-            problem = ways if isinstance(ways, str) else _objection(ways, leaf)
-            head = f"d {self.output} / d {name}"
-            if isinstance(ways, str) or problem is not None:
-                lines.append(f"{head}: {problem}")
+            head, found = f"d {self.output} / d {name}", paths.get((name, 0), "no gradient arrives")
+            if isinstance(found, str):
+                lines.append(f"{head}: {found}")
                 complete = False
                 continue
             indent = "\n" + " " * len(head)
-            products = f"{indent} + ".join(" * ".join(way.factors) for way in ways)
-            lines.append(f"{head} = {products}{indent if len(ways) > 1 else ''} = {or_nothing(leaf.arrived)}")
-        if not complete:
-            lines += ["", "What each node made of what came:", *_line_by_line(self.steps)]
-        return "\n".join(lines)
+            products = f"{indent} + ".join(map(" * ".join, found))
+            lines.append(f"{head} = {products}{indent if len(found) > 1 else ''} = {or_nothing(leaf.arrived)}")
+        return "\n".join(lines if complete else [*lines, "", "What each node made of what came:", self.table()])
 
 
-@dataclass(frozen=True, eq=False)
-class _Way:
-    """A path from the output to a node: its factors as text, their product in float64, its relative rounding error."""
-
-    factors: tuple[str, ...]
-    product: Tensor
-    rounding: float
-
-    def through(self, local: Tensor, label: str) -> "_Way":
-        """Return the path with one more operation."""
-        factors = (*self.factors, f"{shown(local)} [{label}]")
-        return _Way(factors, self.product * _wide(local), self.rounding + _rounding(local))
+_Place = tuple[str, int]  # a step's label, and a result of its operation
+_Paths = list[tuple[str, ...]]  # from the output, each as its factors
 
 
-def _formulas(trace: Trace) -> dict[tuple[str, int], list[_Way] | str]:
-    """Return the paths from the output to every node, by its label and the result reached; or why they aren't written.
+def _paths(trace: Trace) -> dict[_Place, _Paths | str]:
+    """Return the paths to every place that a gradient comes to; or why their products are not that gradient.
 
-    Every node runs after all that it gets gradients from, so one look at each step finds all paths.
+    Every node runs after all that it gets gradients from, so one look at each step finds all paths. At each it is
+    checked that the next factor belongs there, so that what comes is the sum of the products but for rounding.
     """
     first = trace.steps[0]
-    start = first.upstream[trace.result]
-    ways: dict[tuple[str, int], list[_Way] | str] = {}
-    if start is not None and start.value is not None:
-        ways[first.label, trace.result] = [_Way((shown(start.value),), _wide(start.value), _rounding(start.value))]
-    else:
-        ways[first.label, trace.result] = f"not written out, {trace.output} has too many elements to print"
+    start, gradient = (first.label, trace.result), first.upstream[trace.result]
+    paths: dict[_Place, _Paths | str] = {start: f"not written out, {trace.output} has too many elements to print"}
+    sent: dict[_Place, list[Tensor]] = {}
+    if gradient is not None and gradient.value is not None:
+        paths[start], sent[start] = [(shown(gradient.value),)], [gradient.value]
     for step in trace.steps:
+        for result, came in enumerate(step.upstream):
+            place = (step.label, result)
+            if came is not None and not isinstance(paths.get(place), str):
+                paths[place] = _arriving(paths.get(place, []), step.label, came, sent.get(place, []))
         for flow in step.flows:
-            if flow.gradient is None:
-                continue
-            for result, local in enumerate(flow.locals):
-                if (step.label, result) in ways:
-                    further = _further(ways[step.label, result], step.label, local)
-                    ways[flow.to, flow.result] = _together(ways.get((flow.to, flow.result)), further)
-    return ways
+            if flow.gradient is not None:
+                place = (flow.to, flow.result)
+                paths[place] = _together(paths.get(place, []), _through(step, flow, flow.gradient, paths))
+                if flow.gradient.value is not None:
+                    sent.setdefault(place, []).append(flow.gradient.value)
+    return paths
 
 
-def _further(ways: list[_Way] | str, label: str, local: Tensor | None) -> list[_Way] | str:
-    if isinstance(ways, str):
-        return ways
-    if local is None:
-        return f"no product, {label} has no local derivative to multiply by"
-    if any(len(way.factors) > _MOST_FACTORS for way in ways):
-        return f"not written out, it has paths of more than {_MOST_FACTORS} operations"
-    return [way.through(local, label) for way in ways]
+def _arriving(paths: _Paths | str, label: str, came: Gradient, sent: list[Tensor]) -> _Paths | str:
+    """Return the paths to a place if what came there is the sum of what was sent there."""
+    if came.value is not None and _is_sum(came.value, [(each, torch.ones_like(each)) for each in sent]):
+        return paths
+    expected = " + ".join(map(shown, sent)) or "nothing"
+    return f"the product is not what arrives: at {label}, {came} came, not {expected} (a hook, or an overflow)"
 
 
-def _together(ways: list[_Way] | str | None, others: list[_Way] | str) -> list[_Way] | str:
-    if ways is None or isinstance(others, str):
-        return others
-    if isinstance(ways, str):
-        return ways
+def _through(step: Step, flow: Flow, gradient: Gradient, paths: dict[_Place, _Paths | str]) -> _Paths | str:
+    """Return the paths through an operation to one of its inputs."""
+    found: _Paths = []
+    products = []
+    for result, (came, local) in enumerate(zip(step.upstream, flow.locals, strict=True)):
+        if came is None:
+            continue
+        before = paths[step.label, result]
+        if isinstance(before, str):
+            return before
+        if local is None:
+            return f"no product, {step.label} has no local derivative to multiply by"
+        if any(len(path) > _MOST_FACTORS for path in before):
+            return f"not written out, it has paths of more than {_MOST_FACTORS} operations"
+        assert came.value is not None
+        products.append((came.value, local))
+        found += [(*path, f"{shown(local)} [{step.label}]") for path in before]
+    if gradient.value is not None and _is_sum(gradient.value, products):
+        return found
+    expected = " + ".join(f"{shown(came)} * {shown(local)}" for came, local in products) or "nothing"
     return (
-        ways + others
-        if len(ways) + len(others) <= _MOST_WAYS
-        else f"not written out, it has more than {_MOST_WAYS} paths"
+        f"the product is not what arrives: at {step.label}, {gradient} was sent, not {expected} "
+        "(rounded to 0, an overflow, a hook, or a backward pass that is not linear)"
     )
 
 
-def _objection(ways: list[_Way], leaf: Leaf) -> str | None:
-    """Return why the sum of the products is not what arrived, or None where it is but for rounding."""
-    assert leaf.arrived is not None
-    assert leaf.arrived.value is not None
-    found, terms = _wide(leaf.arrived.value), torch.stack([way.product for way in ways])
-    rounding = len(ways) * (_rounding(leaf.arrived.value) + sum(way.rounding for way in ways))
-    smallest = torch.finfo(leaf.arrived.dtype).smallest_normal
-    expected, allowed = terms.sum(0), rounding * (terms.abs().sum(0) + smallest)
-    same = (found == expected) | (found.isnan() & expected.isnan()) | ((found - expected).abs() <= allowed)
-    return None if bool(same.all()) else "no product of local derivatives, a hook changed a gradient on the way"
+def _together(paths: _Paths | str, others: _Paths | str) -> _Paths | str:
+    if isinstance(paths, str):
+        return paths
+    if isinstance(others, str):
+        return others
+    several = paths + others
+    return several if len(several) <= _MOST_PATHS else f"not written out, it has more than {_MOST_PATHS} paths"
 
 
-def _line_by_line(steps: tuple[Step, ...]) -> Iterator[str]:
-    for number, step in enumerate(steps, 1):
-        came = ", ".join(map(or_nothing, step.upstream))
-        went = ", ".join(f"{or_nothing(flow.gradient)} to {flow.to}" for flow in step.flows)
-        yield f"{number}. {step.label}: {came} -> {went if step.leaf is None else step.leaf}"
+def _is_sum(found: Tensor, products: list[tuple[Tensor, Tensor]]) -> bool:
+    """Return whether `found` is the sum of products but for rounding, of which none is out of its dtype's range."""
+    if not products:
+        return False
+    left, right = (torch.stack([_wide(pair[i]) for pair in products]) for i in (0, 1))
+    terms, exact = left * right, _wide(found)
+    # Float64 has a range too, so what is out of range is told by the factors.
+    vanished = (terms.to(found.dtype) == 0) & (left != 0) & (right != 0)
+    overflowed = exact.isinf() & (left.isfinite() & right.isfinite()).all(0)
+    limits = max((torch.finfo(each.dtype) for pair in products for each in (found, *pair)), key=lambda each: each.eps)
+    allowed = 8 * limits.eps * (terms.abs().sum(0) + limits.smallest_normal)
+    expected = terms.sum(0)
+    same = (exact == expected) | (exact.isnan() & expected.isnan()) | ((exact - expected).abs() <= allowed)
+    return bool((same & ~overflowed & ~vanished.any(0)).all())
 
 
 def _wide(values: Tensor) -> Tensor:
-    return values.cpu().double()
-
-
-def _rounding(values: Tensor) -> float:
-    """Return the relative error that a few roundings in the values' dtype make."""
-    return 4 * torch.finfo(values.dtype).eps
+    return values.cpu().to(torch.complex128 if values.is_complex() else torch.float64)

@@ -1,13 +1,14 @@
 """A backward pass recorded node by node, in the order in which autograd runs it."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from minigrad.autodiff.graph import Names, Operation, in_order, label_of, leaf_of, next_of
 from minigrad.autodiff.local_derivatives import Locals, local_derivatives
@@ -26,10 +27,11 @@ def trace_backward(
 ) -> Trace:
     """Run the backward pass and record what every node receives, what it multiplies by, and what it sends on.
 
-    Gradients accumulate in the leaves' `.grad`, and the graph is freed, as by `output.backward(gradient)`: to the bit.
-    Of gradients of more than 16 elements only statistics are recorded. The local derivatives are found before the pass,
-    by evaluating the backward passes of operations on at most 16 elements twice more; `minigrad.autodiff.
-    local_derivatives` says which are left out, and what of a Function is put back.
+    Gradients accumulate in the leaves' `.grad`, and the graph is freed, as by `output.backward(gradient)`: to the bit,
+    unless a Function's backward pass changes something besides what it returns, what it keeps and the random generators
+    (as `w.main_grad.add_(...)` does). For the local derivatives are found before the pass, by evaluating the backward
+    passes of operations on at most 6 elements, up to four times for each result; `minigrad.autodiff.local_derivatives`
+    says which are left out. Of gradients of more than 6 elements only statistics are recorded.
 
     Args:
         output: what to differentiate, any shape.
@@ -39,27 +41,32 @@ def trace_backward(
     Returns: the pass; its `table()` and `chain_rule()` are texts.
 
     Raises:
-        TypeError: `output` or `gradient` is no tensor.
+        TypeError: `output` or `gradient` is no tensor; `names` is no mapping to tensors; or a tensor in the graph is
+            nested, on the device "meta", or fake, and so has no elements to record.
         ValueError: `output` requires no gradient; `gradient` is missing, or shaped otherwise.
         RuntimeError: PyTorch's own, such as for a graph that was freed.
     """
     _check(output, gradient)
+    called = Names(names)
+    named = {id(tensor) for tensor in (names or {}).values()}
     edge = torch.autograd.graph.get_gradient_edge(output)
     nodes = list(in_order([edge.node], next_of))
+    _check_elements(nodes)
     locals_of = local_derivatives(nodes)
     recorder = _Recorder()
     with recorder.hooked(nodes):
         output.backward(gradient, retain_graph=retain_graph)
     ran = dict.fromkeys(event.node for event in recorder.events)
-    labels = _labels(list(reversed(ran)), Names(names))
-    called = next((name for name, tensor in (names or {}).items() if tensor is output), "output")
+    labels = _labels(list(reversed(ran)), called, named)
     steps = tuple(_step(event, labels, locals_of.get(event.node, {})) for event in recorder.events)
-    return Trace(called, edge.output_nr, steps)
+    return Trace(called(output) if id(output) in named else "output", edge.output_nr, steps)
 
 
 def _check(output: Tensor, gradient: Tensor | None) -> None:
     if not isinstance(output, Tensor):
         raise TypeError(f"`output` is a {type(output).__name__}: pass the tensor to differentiate")
+    if output.is_nested or output.device.type == "meta" or isinstance(output, FakeTensor):
+        raise TypeError(_without_elements("`output`"))
     if not output.requires_grad:
         raise ValueError(
             "`output` requires no gradient, so there is nothing to trace: none of the tensors it was computed from has "
@@ -78,6 +85,20 @@ def _check(output: Tensor, gradient: Tensor | None) -> None:
         raise TypeError(f"`gradient` is a {type(gradient).__name__}: pass a tensor of {shape}, as `output` is")
     if gradient.shape != output.shape:
         raise ValueError(f"`gradient` is {tuple(gradient.shape)} but `output` is {shape}: pass one of the same shape")
+
+
+def _check_elements(nodes: Iterable[Operation]) -> None:
+    """Refuse a graph before anything runs that the hooks could record nothing of."""
+    for node in nodes:
+        if any(metadata.is_nested_tensor or metadata.device.type == "meta" for metadata in node._input_metadata):
+            raise TypeError(_without_elements(f"what {label_of(node)} computed"))
+
+
+def _without_elements(what: str) -> str:
+    return (
+        f'{what} is nested, fake or on the device "meta": it has no plain elements to record, and what is computed '
+        "from it can't be traced; compute with plain tensors"
+    )
 
 
 class _Event:
@@ -122,17 +143,26 @@ class _Recorder:
         event.after = None if leaf is None else record(leaf.grad)
 
 
-def _labels(nodes: Iterable[Operation], called: Names) -> dict[Operation, str]:
-    """Return what each node is called: a leaf by its name, an operation by what it does; the like are numbered."""
+def _labels(nodes: Iterable[Operation], called: Names, named: Collection[int]) -> dict[Operation, str]:
+    """Return what each node is called: a leaf by its name, an operation by what it does; the like are numbered.
+
+    Args:
+        nodes: in the order in which like ones are to be numbered.
+        called: what leaves are called.
+        named: the ids of those that were given a name, and keep it as it is.
+    """
     leaves = {node: leaf_of(node) for node in nodes}
-    kinds = {node: label_of(node) if leaf is None else called(leaf) for node, leaf in leaves.items()}
-    times = Counter(kinds.values())
+    labels = {node: label_of(node) if leaf is None else called(leaf) for node, leaf in leaves.items()}
+    times = Counter(labels.values())
     numbers = {label: count(1) for label in times}
 
     def numbered(label: str) -> str:
         return next(name for i in numbers[label] if (name := f"{label} {i}") not in times)
 
-    return {node: label if times[label] == 1 else numbered(label) for node, label in kinds.items()}
+    return {
+        node: label if times[label] == 1 or id(leaves[node]) in named else numbered(label)
+        for node, label in labels.items()
+    }
 
 
 def _step(event: _Event, labels: Mapping[Operation, str], local: Locals) -> Step:

@@ -1,15 +1,22 @@
 import contextlib
 import gc
+import random
 import time
+import warnings
 import weakref
 
+import numpy
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
 import minigrad
+from minigrad import generators
+from minigrad.autodiff.allocation import LiveStorages
 from minigrad.autodiff.graph import in_order, next_of, node_of
+from minigrad.autodiff.recording import record
 
 
 def leaf(values, dtype=torch.float32):
@@ -107,6 +114,12 @@ def test_like_operations_are_numbered_as_they_were_computed_and_names_are_left_a
     x, named = leaf(1.0), leaf(1.0)
     trace = minigrad.trace_backward((x * named) * x * x, names={"mul 2": named})
     assert [step.label for step in trace.steps] == ["mul 4", "mul 3", "mul 1", "leaf", "mul 2"]
+    one, other = leaf(1.0), leaf(1.0)
+    trace = minigrad.trace_backward(one.exp() * other, names={"exp": one, "leaf": other})
+    assert [step.label for step in trace.steps] == ["mul", "leaf", "exp 1", "exp"]
+    trace = minigrad.trace_backward(one * other, names={"leaf": other})
+    assert [step.label for step in trace.steps] == ["mul", "leaf 1", "leaf"]
+    assert trace.output == "output"
 
 
 def test_the_order_is_autograd_s():
@@ -154,24 +167,147 @@ def test_torch_s_elementwise_operations_have_local_derivatives(function, dtype):
     [
         lambda x: x.sum(),
         lambda x: x.sum(0),
-        lambda x: x[0].expand(2, 3),
-        lambda x: x @ torch.ones(3, 3),
-        lambda x: torch.ones(3, 3) @ x,
+        lambda x: x[0].expand(3, 2),
+        lambda x: x @ torch.ones(2, 2),
+        lambda x: torch.ones(2, 2) @ x,
         lambda x: x.t(),
         lambda x: x.flip(0),
         lambda x: x.cumsum(0),
         lambda x: x.softmax(0),
         lambda x: x.roll(1),
-        lambda x: x.reshape(9),
-        lambda x: x[[0, 2, 1]],
-        lambda x: x.sort(0).values,
+        lambda x: x.reshape(4),
+        lambda x: x[[1, 0]],
+        lambda x: x.sort(0, descending=True).values,
     ],
 )
 def test_what_mixes_elements_has_no_local_derivative(function):
-    y = function(leaf([[0.1, 1.3, -0.4], [2.0, 0.7, 0.2], [-1.0, 0.5, 3.0]]))
+    y = function(leaf([[0.1, 1.3], [2.0, 0.7]]))
     trace = minigrad.trace_backward(y, torch.ones_like(y))
     assert trace.steps[0].flows[0].local is None
     assert "local derivative to multiply by" in trace.chain_rule()
+
+
+def local_of(backward, x, keeps=None):
+    """Return the local derivative of a Function with this backward pass, and the gradient that arrives."""
+
+    class Given(Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.kept = keeps
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return backward(upstream) if keeps is None else backward(upstream, ctx.kept)
+
+    y = Given.apply(x)
+    trace = minigrad.trace_backward(y, torch.ones_like(y), names={"x": x})
+    return trace.steps[0].flows[0].local, trace.leaves["x"].arrived.value
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+@pytest.mark.parametrize(
+    "backward",
+    [
+        lambda g: g.clamp(-1, 1),
+        lambda g: g.clamp(-10, 10),
+        lambda g: g.clamp(min=0),
+        lambda g: g.clamp(max=1),
+        lambda g: g.clamp(min=-2),
+        lambda g: g.abs(),
+        lambda g: g.sign(),
+        lambda g: torch.where(g.abs() < 0.1, 0, g),
+        lambda g: g + 1e-4,
+        lambda g: g * (1 + 0.01 * (g != 1)),
+        lambda g: g**1.01,
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_what_is_not_linear_in_the_upstream_gradient_has_no_local_derivative(backward, size, dtype):
+    local, arrived = local_of(backward, torch.ones(size, dtype=dtype, requires_grad=True))
+    assert local is None
+    assert torch.equal(arrived, backward(torch.ones(size, dtype=dtype)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("value", [0.0, 1e-7, 0.1, 3.0, 300.0, torch.inf, torch.nan])
+def test_what_is_has_one_wherever_it_lies_in_the_range_of_numbers(value, dtype):
+    local, _ = local_of(lambda g: g * value, torch.ones(5, dtype=dtype, requires_grad=True))
+    assert local is not None
+    torch.testing.assert_close(local, torch.full((5,), value, dtype=dtype), equal_nan=True, rtol=0, atol=0)
+
+
+def test_a_backward_pass_that_is_linear_in_small_gradients_alone_is_named():
+    x = leaf(1.0)
+    y = (Clips.apply(x)) * 1000
+    assert "at Clips, 100 was sent, not 1000 * 1 (rounded to 0, " in reason(minigrad.trace_backward(y, names={"x": x}))
+
+
+class Clips(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream.clamp(-100, 100)
+
+
+def test_a_function_may_work_in_place_on_its_upstream_gradient_and_on_what_it_keeps():
+    local, arrived = local_of(lambda g: g.mul_(3), leaf([1.0, 2.0]))
+    assert (local.tolist(), arrived.tolist()) == ([3, 3], [3, 3])
+    local, arrived = local_of(lambda g, kept: kept.mul_(g).clone(), leaf([1.0, 2.0]), torch.tensor([5.0, 7.0]))
+    assert (local.tolist(), arrived.tolist()) == ([5, 7], [5, 7])
+
+
+def test_memory_that_is_read_only_is_left_alone(tmp_path):
+    numpy.array([3.0, numpy.nan], dtype=numpy.float32).tofile(tmp_path / "values")
+    array = numpy.memmap(tmp_path / "values", dtype=numpy.float32, mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is read-only
+        kept = torch.from_numpy(array)
+    local, _ = local_of(lambda g, kept: g * kept, leaf([1.0, 2.0]), kept)  # dies of a signal where it is written to
+    assert local[0] == 3
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 6), (3, 0)])
+def test_a_tensor_that_repeats_its_elements_has_local_derivatives(shape):
+    x = leaf(0.5).expand(shape)
+    (flow,) = minigrad.trace_backward(minigrad.tanh(x), torch.ones(shape)).steps[0].flows
+    assert torch.equal(flow.local, minigrad.derivative("tanh", torch.full(shape, 0.5), 1))
+
+
+def test_what_a_function_overwrites_is_put_back_also_where_it_repeats_or_is_an_inference_tensor():
+    with torch.inference_mode():
+        inference = torch.tensor([2.0, 2.0])
+    for kept in (torch.tensor([2.0]).expand(2), inference, torch.tensor([2j, 2]).conj().imag + 4):
+
+        def backward(g, kept):
+            found = g * kept
+            with torch.inference_mode():
+                kept[:1].mul_(5)
+            return found
+
+        before = kept.clone()
+        local, arrived = local_of(backward, leaf([1.0, 2.0]), kept)
+        assert torch.equal(local, before)
+        assert torch.equal(arrived, before)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_default_device_changes_nothing(device):
+    w, x = leaf([2.0, 1.0]), leaf([3.0, 4.0])
+    y = minigrad.tanh(w * x)
+    torch.set_default_device(device)
+    try:
+        trace = minigrad.trace_backward(y, torch.ones(2, device="cpu"), names={"w": w, "x": x})
+        text = trace.chain_rule()
+        assert record(torch.full((8,), 3.0, device="cpu")).statistics.mean == 3
+    finally:
+        torch.set_default_device(None)
+    assert [flow.local.tolist() for flow in operations(trace)["mul"].flows] == [[3, 4], [2, 1]]
+    assert "nothing" not in text
+    assert ":" not in text
 
 
 def test_a_broadcast_input_has_none_and_the_other_one_has():
@@ -183,7 +319,7 @@ def test_a_broadcast_input_has_none_and_the_other_one_has():
     assert value(to_bias.gradient) == [4, 6]
 
 
-def test_a_sum_is_explained_line_by_line():
+def test_a_sum_is_explained_by_the_table():
     x = leaf([1.0, 2.0])
     trace = minigrad.trace_backward((x**2).sum(), names={"x": x})
     assert (
@@ -192,9 +328,11 @@ def test_a_sum_is_explained_line_by_line():
 d output / d x: no product, sum has no local derivative to multiply by
 
 What each node made of what came:
-1. sum: 1 -> [1, 1] to pow
-2. pow: [1, 1] -> [2, 4] to x
-3. x: [2, 4] -> accumulates: [2, 4]"""
+step  node  upstream gradient  local derivative  sends on             to
+----  ----  -----------------  ----------------  -------------------  -----
+1     sum   1                  none              [1, 1]               pow
+2     pow   [1, 1]             [2, 4]            [2, 4]               x
+3     x     [2, 4]                               accumulates: [2, 4]  .grad"""
     )
 
 
@@ -280,13 +418,86 @@ def test_too_many_paths_and_too_long_ones_are_not_written_out():
     assert "it has paths of more than 12 operations" in minigrad.trace_backward(y).chain_rule()
 
 
-def test_a_hook_that_changes_a_gradient_is_seen_and_breaks_the_formula():
+def reason(trace, name="x"):
+    """Return what the chain rule says of a leaf that it has no product for."""
+    return next(line for line in trace.chain_rule().splitlines() if f"/ d {name}:" in line).partition(": ")[2]
+
+
+def test_a_hook_that_changes_a_gradient_is_named_where_it_does():
     x = leaf(3.0)
     y = 2 * x
     y.register_hook(lambda gradient: 10 * gradient)
     trace = minigrad.trace_backward(y.sin(), names={"x": x})
-    assert "d output / d x: no product of local derivatives, a hook changed a gradient on the way" in trace.chain_rule()
+    assert reason(trace) == "the product is not what arrives: at mul, 9.6017 came, not 0.96017 (a hook, or an overflow)"
     assert value(operations(trace)["mul"].upstream[0]) == pytest.approx(10 * torch.tensor(6.0).cos().item())
+    x, y = leaf(3.0), leaf(1.0)
+    z = x * y
+    z.grad_fn.register_hook(lambda sent, came: (sent[0] * 1.01, sent[1]))
+    trace = minigrad.trace_backward(z.neg(), names={"x": x, "y": y})
+    assert "at mul, -1.01 was sent, not -1 * 1 (rounded to 0, an overflow, a hook, or" in reason(trace)
+    assert "d output / d y = 1 * -1 [neg] * 3 [mul] = -3" in trace.chain_rule()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factors", "said"),
+    [
+        (torch.float16, (1000, 1000), "at mul 1, inf was sent, not 1000 * 1000 ("),
+        (torch.float32, (1e-30, 1e-30, 1e30), "at mul 2, 0 was sent, not 1e-30 * 1e-30 ("),
+        (torch.float64, (1e-200, 1e200, 1e200, 1e200), "at mul 1, inf was sent, not 1e+200 * 1e+200 ("),
+        (torch.float64, (1e-200, 1e-200, 1e200), "at mul 2, 0 was sent, not 1e-200 * 1e-200 ("),
+    ],
+)
+def test_what_leaves_the_range_of_numbers_is_named_where_it_does(dtype, factors, said):
+    x = leaf(1.0, dtype)
+    y = x
+    for factor in reversed(factors):
+        y = y * torch.tensor(factor, dtype=dtype)
+    assert said in reason(minigrad.trace_backward(y, names={"x": x}))
+
+
+def test_a_sum_that_overflows_is_named_where_it_does():
+    x = leaf(1.0, torch.float16)
+    y = 1 * x
+    trace = minigrad.trace_backward((60000 * y) + (60000 * y), names={"x": x})
+    assert "at mul 1, inf came, not 60000 + 60000 (a hook, or an overflow)" in reason(trace)
+
+
+def test_what_is_not_a_number_or_infinite_of_itself_is_a_product():
+    x = leaf([0.0, 4.0, -1.0])
+    trace = minigrad.trace_backward(x.sqrt() * 2, torch.ones(3), names={"x": x})
+    assert operations(trace)["sqrt"].flows[0].local.tolist() == [torch.inf, 0.25, pytest.approx(torch.nan, nan_ok=True)]
+    assert (
+        trace.chain_rule() == "d output / d x = [1, 1, 1] * [2, 2, 2] [mul] * [inf, 0.25, nan] [sqrt] = [inf, 0.5, nan]"
+    )
+
+
+def test_products_that_are_rounded_are_products():
+    x = leaf(2.0)
+    trace = minigrad.trace_backward(minigrad.relu(x - 5) * 3, names={"x": x})
+    assert trace.chain_rule() == "d output / d x = 1 * 3 [mul] * 0 [minigrad.relu] * 1 [sub] = 0"
+    x = leaf(2.0, torch.float16)
+    trace = minigrad.trace_backward(x.float() * 0.1, names={"x": x})
+    assert trace.chain_rule().startswith("d output / d x = 1 * 0.1 [mul] * 1 [")
+    assert trace.chain_rule().endswith("] = 0.0999756")
+    x = leaf(2.0)  # and below the smallest normal number to few digits
+    trace = minigrad.trace_backward(x * 1e-42 * 0.3, names={"x": x})
+    assert trace.chain_rule() == "d output / d x = 1 * 0.3 [mul 2] * 1.00053e-42 [mul 1] = 2.99878e-43"
+
+
+def test_a_gradient_sent_where_none_came_is_no_product():
+    class Replaces(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return None
+
+    x = leaf(1.0)
+    trace = minigrad.trace_backward(Replaces.apply(Cube.apply(x)), names={"x": x})
+    assert trace.leaves["x"].arrived.value == 0
+    assert "at Cube, 0 was sent, not nothing" in reason(trace)
 
 
 def test_a_hook_that_takes_the_gradient_away_is_seen():
@@ -344,6 +555,91 @@ def test_statistics_count_what_is_not_finite_and_know_the_empty_and_the_small():
     )
 
 
+def exact_statistics(values):
+    return [
+        values.numel(),
+        pytest.approx(values.mean().item(), rel=1e-12),
+        pytest.approx(values.std(correction=0).item(), rel=1e-12),
+        values.amin().item(),
+        values.amax().item(),
+        pytest.approx(values.square().mean().sqrt().item(), rel=1e-12),
+        (values == 0).sum().item(),
+        (~values.isfinite()).sum().item(),
+    ]
+
+
+def statistics(tensor):
+    return list(vars(record(tensor).statistics).values())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.randn(2**20 + 5) + 100,
+        lambda: torch.randn(3, 1500, 400).half().transpose(0, 2),
+        lambda: torch.randn(1500, 1).expand(1500, 1000),
+        lambda: torch.arange(7.0),
+        lambda: torch.tensor(3.0).expand(1, 1, 8),
+    ],
+)
+def test_statistics_of_large_tensors_of_any_layout_are_those_of_float64(make):
+    torch.manual_seed(0)
+    tensor = make()
+    assert statistics(tensor) == exact_statistics(tensor.double())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("make", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_statistics_of_a_sparse_gradient_count_the_zeros_that_it_does_not_hold(make, sign):
+    dense = torch.zeros(20, 30, dtype=torch.float64)
+    dense[3, 4], dense[3, 7], dense[19, 0] = 2.5 * sign, 1.5 * sign, 4.0 * sign
+    assert statistics(make(dense)) == exact_statistics(dense)
+    assert record(make(dense[3:5, 4:6])).value.tolist() == dense[3:5, 4:6].tolist()
+    assert statistics(make(torch.zeros(20, 30))) == [600, 0, 0, 0, 0, 0, 600, 0]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_statistics_of_a_sparse_gradient_add_up_what_it_holds_twice():
+    twice = torch.sparse_coo_tensor([[1, 1, 2]], torch.ones(3, 4), (5, 4))
+    assert statistics(twice) == exact_statistics(twice.to_dense().double())
+
+
+def test_statistics_of_complex_gradients_are_of_magnitudes_and_their_values_are_complex():
+    x = torch.ones(8, dtype=torch.complex64, requires_grad=True)
+    upstream = torch.full((8,), 3 + 4j)
+    upstream[0] = 5j
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trace = minigrad.trace_backward(x * 1, upstream, names={"x": x})
+        assert list(vars(trace.leaves["x"].arrived.statistics).values()) == [8, 5, 0, 5, 5, 5, 0, 0]
+        z = torch.tensor([1 + 2j, 3j], requires_grad=True)
+        trace = minigrad.trace_backward(z.conj() * z, torch.tensor([1j, 2 + 1j]), names={"z": z})
+        assert reason(trace, "z") == "no product, mul has no local derivative to multiply by"
+        z = torch.tensor([1 + 2j, 3j], requires_grad=True)
+        trace = minigrad.trace_backward(z, torch.tensor([1j, 2 + 1j]), names={"z": z})
+        assert trace.chain_rule() == "d z / d z = [0+1j, 2+1j] = [0+1j, 2+1j]"
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_to_record_a_large_gradient_takes_little_memory():
+    sparse = torch.sparse_coo_tensor([[5, 2_000_000]], torch.ones(2, 64), (3_000_000, 64))
+    with LiveStorages() as storages:
+        record(sparse)
+    assert storages.peak < 100_000
+    for dense in (torch.ones(2**23, dtype=torch.float16), torch.ones(2**13, 1).expand(2**13, 2**10)):
+        with LiveStorages() as storages:
+            record(dense)
+        assert storages.peak < 4 * 8 * 2**20 < dense.numel() * 8
+
+
+def test_more_values_than_six_are_not_printed():
+    trace = minigrad.trace_backward(leaf([[1.0]] * 7) * 2, torch.ones(7, 1))
+    assert max(map(len, str(trace).splitlines())) < 200
+    assert trace.steps[0].upstream[0].value is None
+    assert minigrad.trace_backward(leaf([[1.0]] * 6) * 2, torch.ones(6, 1)).steps[0].flows[0].local.numel() == 6
+
+
 def test_a_chain_of_5000_needs_no_recursion_and_little_time():
     x = leaf(1.0, torch.float64)
     y = x
@@ -354,7 +650,7 @@ def test_a_chain_of_5000_needs_no_recursion_and_little_time():
     assert len(trace.steps) == 5001
     assert trace.steps[0].label == "mul 5000"
     assert trace.leaves["x"].arrived.value.item() == pytest.approx(1.0001**5000, rel=1e-12)
-    assert trace.table().count("\n") == trace.chain_rule().count("\n") - 1 == 5002
+    assert trace.table().count("\n") == trace.chain_rule().count("\n") - 3 == 5002
     assert time.process_time() - start < 20  # 3 s alone
 
 
@@ -378,18 +674,18 @@ def _dropout(dtype, device):
 
 
 def _max_cat_index(dtype, device):
-    x, y = (torch.randn(3, 2, dtype=dtype, requires_grad=True) for _ in range(2))
-    z = torch.cat((x, y))[[0, 3, 3, 5]]
+    x, y = (torch.randn(1, 2, dtype=dtype, requires_grad=True) for _ in range(2))
+    z = torch.cat((x, y, x))[[0, 1, 1]]
     return z.max() + z.max(1).values.sum() + z.amax(0).prod() + torch.where(z > 0, z, z.exp()).sum(), [x, y]
 
 
 def _views_in_place(dtype, device):
-    x = torch.randn(3, 4, dtype=dtype, requires_grad=True)
+    x = torch.randn(3, 2, dtype=dtype, requires_grad=True)
     y = x * 1
     y[1].mul_(3)
     y.t()[0].sin_()
     y.add_(x).relu_()
-    return (y.view(2, 6)[:, ::2] * y.flatten()[:6].view(2, 3)).sum(), [x]
+    return (y.view(1, 6)[:, ::2] * y.flatten()[:3].view(1, 3)).sum(), [x]
 
 
 def _shared(dtype, device):
@@ -452,6 +748,42 @@ def _random(dtype, device):
     return (Noisy.apply(x) * 2).sum(), [x]
 
 
+class DrawsElsewhere(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * random.random() * numpy.random.rand()
+
+
+def _random_elsewhere(dtype, device):
+    x = torch.randn(3, dtype=dtype, requires_grad=True)
+    return (DrawsElsewhere.apply(x) * 2).sum(), [x]
+
+
+class OverwritesInPlace(Function):
+    """Works in place, so that autograd wraps it up where its input is a part of a tensor."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(torch.full_like(x, 2))
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ctx.saved_tensors[0].mul_(upstream)
+
+
+def _overwriting_a_part(dtype, device):
+    x = torch.randn(4, dtype=dtype, requires_grad=True)
+    y = x * 1
+    OverwritesInPlace.apply(y[1:])
+    return (y * y).sum(), [x]
+
+
 def _checkpointed(dtype, device, reentrant=False):
     w = torch.nn.Parameter(torch.randn(2, 2, dtype=dtype))
     x = torch.randn(2, 2, dtype=dtype, requires_grad=True)
@@ -509,6 +841,8 @@ NETWORKS = [
     _users_function,
     _overwriting,
     _random,
+    _random_elsewhere,
+    _overwriting_a_part,
     _checkpointed,
     _reentrant,
     _nested,
@@ -523,12 +857,12 @@ NETWORKS = [
 def test_the_gradients_are_those_of_a_plain_backward_to_the_bit(network, dtype):
     found = []
     for backward in (torch.Tensor.backward, minigrad.trace_backward):
-        torch.manual_seed(3)
+        generators.seed_all(3)
         output, tensors = network(dtype, "cpu")
         tensors[0].grad = torch.ones_like(tensors[0]) if tensors[0].is_leaf and network is not _sparse else None
         backward(output)
         gradients = [tensor.grad.to_dense() for tensor in tensors]
-        found.append((gradients, torch.get_rng_state()))
+        found.append((gradients, generators.state_dict()))
     (plain, state), (traced, traced_state) = found
     for expected, gradient in zip(plain, traced, strict=True):
         assert gradient.dtype == expected.dtype
@@ -536,7 +870,8 @@ def test_the_gradients_are_those_of_a_plain_backward_to_the_bit(network, dtype):
         assert torch.equal(gradient.view(torch.uint8), expected.view(torch.uint8))
         assert gradient.isfinite().all()
         assert gradient.any()
-    assert torch.equal(state, traced_state)
+    assert torch.equal(state.pop("torch"), traced_state.pop("torch"))
+    assert state == traced_state
 
 
 def test_statistics_of_batch_normalisation_are_updated_as_in_a_plain_backward():
@@ -602,6 +937,44 @@ def test_a_function_that_raises_raises_its_own_error_and_only_in_the_pass():
         minigrad.trace_backward(Fails.apply(leaf(1.0)))
 
 
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [(lambda g: g, "incorrect number of gradients"), (lambda g: (g, 3.0), r"expected Variable or None \(got float\)")],
+)
+def test_a_function_that_returns_what_it_must_not_raises_torch_s_own_error(returned, said):
+    class Wrong(Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            return x + y
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return returned(upstream)
+
+    with pytest.raises(RuntimeError, match=said):
+        minigrad.trace_backward(Wrong.apply(leaf(1.0), leaf(2.0)))
+
+
+def test_gradients_that_are_sparse_or_complex_have_no_local_derivative():
+    local, arrived = local_of(lambda g: (2 * g).to_sparse(), leaf([[1.0, 2.0]]))
+    assert (local, arrived.tolist()) == (None, [[2, 2]])
+    z = torch.tensor([3 + 4j], requires_grad=True)
+    trace = minigrad.trace_backward(z.abs(), torch.ones(1), names={"z": z})
+    assert trace.steps[0].flows[0].local is None
+    torch.testing.assert_close(trace.leaves["z"].arrived.value, torch.tensor([0.6 + 0.8j]))
+    x = leaf([1.0])
+    trace = minigrad.trace_backward(torch.complex(x, x.detach()), torch.tensor([2 + 5j]), names={"x": x})
+    assert trace.steps[0].flows[0].local is None
+    assert trace.leaves["x"].arrived.value == 2
+
+
+@pytest.mark.parametrize("make", [lambda: torch.ones(7), lambda: torch.ones(2).to_sparse()])
+def test_a_function_that_keeps_many_elements_or_sparse_ones_is_not_evaluated_more_often(make):
+    calls = []
+    local, _ = local_of(lambda g, kept: (calls.append(1), g * 2)[1], leaf([1.0]), make())
+    assert (local, len(calls)) == (None, 1)
+
+
 def test_a_function_that_can_only_be_called_in_the_pass_has_no_local_derivative():
     class Once(Function):
         @staticmethod
@@ -618,7 +991,7 @@ def test_a_function_that_can_only_be_called_in_the_pass_has_no_local_derivative(
     assert value(trace.leaves["leaf"].arrived) == 2
 
 
-def test_the_backward_of_small_functions_is_evaluated_twice_more_and_of_large_ones_not():
+def test_the_backward_of_small_functions_is_evaluated_four_times_more_and_of_large_ones_not():
     calls = []
 
     class Counts(Function):
@@ -631,10 +1004,10 @@ def test_the_backward_of_small_functions_is_evaluated_twice_more_and_of_large_on
             calls.append(1)
             return upstream * 2
 
-    minigrad.trace_backward(Counts.apply(leaf([1.0] * 16)).sum())
-    assert len(calls) == 3
+    minigrad.trace_backward(Counts.apply(leaf([1.0] * 6)).sum())
+    assert len(calls) == 5
     calls.clear()
-    minigrad.trace_backward(Counts.apply(leaf([1.0] * 17)).sum())
+    minigrad.trace_backward(Counts.apply(leaf([1.0] * 7)).sum())
     assert len(calls) == 1
 
 
@@ -681,6 +1054,44 @@ def test_a_gradient_of_another_shape_or_kind_is_refused():
         minigrad.trace_backward(2 * x, 1)
     with pytest.raises(TypeError, match="`output` is a list"):
         minigrad.trace_backward([x])
+    assert x.grad is None
+
+
+def test_names_that_are_no_mapping_are_refused_before_anything_runs():
+    x = leaf([1.0, 2.0])
+    with pytest.raises(TypeError, match="`names` is no mapping from names to tensors"):
+        minigrad.trace_backward(2 * x, torch.ones(2), names=[("x", x)])
+    assert x.grad is None
+
+
+def _nested_inside():
+    x = torch.ones(3, requires_grad=True)
+    lengths = [x[:1], x[1:] * 2]
+    return torch.nested.as_nested_tensor(lengths, layout=torch.jagged).sin().values().sum(), x
+
+
+def _nested_output():
+    x = torch.ones(3, requires_grad=True)
+    return torch.nested.as_nested_tensor([x[:1], x[1:]]), x
+
+
+def _on_meta():
+    x = torch.ones(3, requires_grad=True, device="meta")
+    return x.sin().sum(), x
+
+
+def _fake():
+    with FakeTensorMode():
+        x = torch.ones(3, requires_grad=True)
+        return x.sin().sum(), x
+
+
+@pytest.mark.parametrize("make", [_nested_inside, _nested_output, _on_meta, _fake])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_has_no_plain_elements_is_refused_in_one_line_before_anything_runs(make):
+    output, x = make()
+    with pytest.raises(TypeError, match=r'is nested, fake or on the device "meta": .*; compute with plain tensors'):
+        minigrad.trace_backward(output)
     assert x.grad is None
 
 
