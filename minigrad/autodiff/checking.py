@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from minigrad.autodiff.comparison import Comparisons, GradientError, Report, Where, places
-from minigrad.autodiff.graph import as_tensors
 from minigrad.autodiff.jacobians import (
     Point,
     by_differences,
@@ -36,6 +35,7 @@ from minigrad.autodiff.jacobians import (
     upstream_gradients,
 )
 from minigrad.autodiff.layouts import layouts
+from minigrad.autodiff.nodes import as_tensors
 
 _NOT_DIFFERENTIABLE = "the gradient cannot be differentiated"
 _LAYOUT = "refused, though contiguous ones are taken (call .contiguous() or .reshape() in the function)"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import get_gradient_edge
 
-from minigrad.autodiff.graph import as_tensors, in_order, leaf_of, next_of
+from minigrad.autodiff.nodes import as_tensors, in_order, leaf_of, next_of
 
 Gradients = Sequence[Tensor | None]
 Call = Callable[[Sequence[Tensor]], list[Tensor]]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from minigrad import generators
-from minigrad.autodiff.graph import Operation, kept_by
+from minigrad.autodiff.nodes import Operation, kept_by
 from minigrad.autodiff.recording import PRINTABLE
 
 Locals = dict[tuple[int, int], Tensor]

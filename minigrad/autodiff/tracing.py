@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from minigrad.autodiff.graph import Names, Operation, in_order, label_of, leaf_of, next_of
 from minigrad.autodiff.local_derivatives import Locals, local_derivatives
+from minigrad.autodiff.nodes import Names, Operation, in_order, label_of, leaf_of, next_of
 from minigrad.autodiff.recording import Gradient, record
 from minigrad.autodiff.trace import Flow, Leaf, Step, Trace
 

@@ -4,7 +4,6 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import minigrad
-from minigrad.autodiff import graph
 from minigrad.autodiff.graph import read
 
 INDEX = torch.tensor([0, 2, 1])
@@ -263,8 +262,3 @@ def test_no_output_is_an_error():
 def test_an_output_that_is_no_tensor_is_an_error(output):
     with pytest.raises(TypeError, match=r"`output` is or holds a int: expected a tensor, or a list of tensors"):
         read(output)
-
-
-def test_in_order_visits_each_once_and_keeps_the_order_of_the_inputs():
-    inputs = {"d": ["b", "c"], "b": ["a"], "c": ["a"], "a": []}
-    assert list(graph.in_order(["d"], inputs.__getitem__)) == ["d", "b", "c", "a"]

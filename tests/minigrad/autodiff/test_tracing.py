@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import minigrad
 from minigrad import generators
 from minigrad.autodiff.allocation import LiveStorages
-from minigrad.autodiff.graph import in_order, next_of, node_of
+from minigrad.autodiff.nodes import in_order, next_of, node_of
 from minigrad.autodiff.recording import record
 
 
