@@ -1,13 +1,14 @@
 """The nodes of autograd's own graph: how to walk them, what they are called, and what they keep."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from minigrad.autodiff.saving import give_back
 from minigrad.functions import name_of
 
 T = TypeVar("T")
@@ -25,10 +26,10 @@ class Constant:
         self.tensor = tensor
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Constant) and self.tensor is other.tensor
+        return isinstance(other, Constant) and _identity(self.tensor) == _identity(other.tensor)
 
     def __hash__(self) -> int:
-        return id(self.tensor)
+        return hash(_identity(self.tensor))
 
 
 Source = Operation | Constant
@@ -102,21 +103,27 @@ class Names:
             isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in names.items()
         ):
             raise TypeError("`names` is no mapping from names to tensors: pass one, as dict(model.named_parameters())")
-        self._tensors = dict(names)  # held, so that an id stays theirs
-        self._names = {id(tensor): name for name, tensor in self._tensors.items()}
+        self._tensors = dict(names)  # held, so that an identity stays theirs
+        self._names = {_identity(tensor): name for name, tensor in self._tensors.items()}
 
     def __call__(self, tensor: Tensor) -> str:
         """Return the tensor's name, or what can be said of one that has none."""
-        name = self._names.get(id(tensor))
+        name = self._names.get(_identity(tensor))
         if name is not None:
             return name
-        if type(tensor) is Tensor and tensor.device.type == "cpu" and _is_number(tensor):
-            return f"{tensor.item():.6g}"
-        return "leaf" if tensor.requires_grad else "constant"
+        if tensor.requires_grad:
+            return "leaf"
+        # One that can be read without waiting for a device: a Python number among others.
+        readable = type(tensor) is Tensor and tensor.device.type == "cpu" and not tensor.is_nested
+        return f"{tensor.item():.6g}" if readable and tensor.dim() == 0 else "constant"
 
 
-def _is_number(tensor: Tensor) -> bool:
-    return not tensor.requires_grad and not tensor.is_nested and tensor.dim() == 0
+def _identity(tensor: Tensor) -> Hashable:
+    """Return what a tensor has in common with no other but its aliases: autograd may give back one of these."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return id(tensor)
+    place = tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+    return tensor.untyped_storage()._cdata, place, tensor.requires_grad
 
 
 class Kept(NamedTuple):
@@ -152,7 +159,10 @@ def kept_by(node: Any) -> Kept:
 
 
 def _packed_by_hooks(node: Operation) -> bool:
-    """Return whether hooks have packed what an operation saves; to look at it would run them, and what they compute."""
+    """Return whether hooks have packed what an operation saves; to look at it would run what they compute.
+
+    `saved_for_backward`'s own compute nothing.
+    """
     raw = [getattr(node, name) for name in dir(type(node)) if name.startswith("_raw_saved_")]
     saved = [one for value in raw for one in (value if isinstance(value, tuple) else (value,))]
-    return any(one is not None and one.unpack_hook is not None for one in saved)
+    return any(one is not None and one.unpack_hook not in (None, give_back) for one in saved)

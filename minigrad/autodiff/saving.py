@@ -3,7 +3,7 @@
 Autograd hands every tensor that it saves to a pair of hooks, torch.autograd.graph.saved_tensors_hooks: `pack` returns
 what is to be kept, `unpack` gives the tensor back. The ones here take a note and keep the tensor. With hooks, PyTorch
 would neither look whether a saved tensor was changed in place, nor keep an operation's own output without a cycle of
-references that leaks it; `_keep` and `_give_back` do both as PyTorch does without them.
+references that leaks it; `_keep` and `give_back` do both as PyTorch does without them.
 """
 
 from collections.abc import Iterator
@@ -117,7 +117,7 @@ def saved_for_backward() -> Iterator[SavedForBackward]:
     """
     saved = SavedForBackward()
     outside = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    pack, unpack = outside or (_keep, _give_back)  # type: ignore[unreachable]  # torch's stub forgets its None
+    pack, unpack = outside or (_keep, give_back)  # type: ignore[unreachable]  # torch's stub forgets its None
 
     def note_and_pack(tensor: Tensor) -> object:
         saved.add(tensor)
@@ -138,11 +138,12 @@ def _kind_of(tensor: Tensor) -> str:
 
 def _keep(tensor: Tensor) -> tuple[Tensor, int]:
     # A result refers to the operation that made it, which may be the one that saves it: kept as it is, neither would
-    # ever be freed. Autograd itself puts the history back on what `_give_back` returns.
+    # ever be freed. Autograd itself puts the history back on what `give_back` returns.
     return tensor if tensor.is_leaf else tensor.detach(), tensor._version
 
 
-def _give_back(kept: tuple[Tensor, int]) -> Tensor:
+def give_back(kept: tuple[Tensor, int]) -> Tensor:
+    """Return a tensor that `saved_for_backward` had noted; raise as autograd does if it was changed since."""
     tensor, version = kept
     if tensor._version != version:
         raise RuntimeError(

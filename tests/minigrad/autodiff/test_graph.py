@@ -165,6 +165,20 @@ def test_what_hooks_keep_is_not_unpacked():
     assert len(calls) == 1
 
 
+def test_what_was_measured_is_read_as_if_it_had_not_been():
+    x, data = leaf(3), torch.rand(3)
+
+    def computed():
+        return minigrad.tanh(data * x).sin() * data
+
+    with minigrad.saved_for_backward():
+        measured = computed()
+    names = {"x": x, "data": data}
+    ours, theirs = read(measured, names), read(computed(), names)
+    assert [(n.label, n.hidden, n.inputs) for n in ours.nodes] == [(n.label, n.hidden, n.inputs) for n in theirs.nodes]
+    assert ours.saved_bytes == theirs.saved_bytes > 0
+
+
 def test_a_function_may_keep_what_it_likes():
     class Odd(torch.autograd.Function):
         @staticmethod
