@@ -10,11 +10,6 @@ from runs import run, summary
 backpropagation = catalog.load_experiment("backpropagation")
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_it_shows_and_verifies_the_chapter_s_example(capsys):
     values = run("here", "experiment=backpropagation", "device=cpu")
     assert (values["backpropagation/z"], values["backpropagation/y"]) == (0, 0.5)

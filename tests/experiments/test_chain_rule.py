@@ -9,11 +9,6 @@ from minigrad.train import main
 from runs import run, summary
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_hand_autograd_and_differences_agree(capsys):
     values = run("here", "experiment=chain_rule", "device=cpu")
     assert values["chain_rule/y"] == math.sin(1)

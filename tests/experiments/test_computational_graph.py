@@ -9,11 +9,6 @@ from minigrad.train import main
 from runs import run
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_it_shows_and_verifies_the_chapter_s_example(capsys):
     values = run("here", "experiment=computational_graph", "device=cpu")
     assert values["computational_graph/d"] == 9

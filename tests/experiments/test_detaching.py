@@ -7,11 +7,6 @@ from minigrad.train import main
 from runs import run, summary
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def gradients(values):
     """Return the gradients of what was attached, detached, changed in a clone, and gone back through twice."""
     return [

@@ -11,11 +11,6 @@ from minigrad.train import main
 exactness = catalog.load_experiment("exactness")
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_it_runs_and_verifies_with_its_defaults(capsys):
     assert main(["experiment=exactness", "run_dir=here"]) == 0
     summary = json.loads(Path("here", "summary.json").read_text())

@@ -8,11 +8,6 @@ from minigrad.train import main
 from runs import curves, run, summary
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_it_shows_and_verifies_the_chapter_s_example(capsys):
     run("here", "experiment=gradient_accumulation", "device=cpu")
     shown = curves("here")

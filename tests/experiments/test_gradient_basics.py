@@ -7,11 +7,6 @@ from minigrad.train import main
 from runs import run, summary
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_it_shows_and_verifies_the_chapter_s_example(capsys):
     values = run("here", "experiment=gradient_basics", "device=cpu")
     assert (values["gradient_basics/z"], values["gradient_basics/dx"], values["gradient_basics/dy"]) == (11, 4, 2)

@@ -11,11 +11,6 @@ from runs import run, summary
 gradient_flow = catalog.load_experiment("gradient_flow")
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_it_shows_and_verifies_the_chapter_s_interval(capsys):
     values = run("here", "experiment=gradient_flow", "device=cpu")
     zeros = {name: values[f"gradient_flow/{name}/zeros"] for name in ("relu", "sigmoid", "tanh", "square", "sine")}

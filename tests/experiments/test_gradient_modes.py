@@ -8,11 +8,6 @@ from minigrad.train import main
 from runs import run, summary
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def saved(values, mode):
     """Return the bytes of parameters and of activations that a mode saved, and what was held of them afterwards."""
     return (

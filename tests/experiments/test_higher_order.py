@@ -11,11 +11,6 @@ from runs import curves, run, steps, summary
 higher_order = catalog.load_experiment("higher_order")
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_it_shows_and_verifies_with_its_defaults(capsys):
     values = run("here", "experiment=higher_order", "device=cpu")
     assert [values[f"higher_order/polynomial/{order}"] for order in range(5)] == [3, 5, 8, 6, 0]

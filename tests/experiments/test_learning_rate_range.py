@@ -13,11 +13,6 @@ from runs import signalled_after
 learning_rate_range = catalog.load_experiment("learning_rate_range")
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def run(*overrides: str) -> dict:
     assert main(["experiment=learning_rate_range", "device=cpu", "run_dir=here", *overrides]) == 0
     return json.loads(Path("here", "summary.json").read_text())

@@ -10,11 +10,6 @@ from runs import curves, module, run, steps, summary
 manual_descent = catalog.load_experiment("manual_descent")
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_it_shows_and_verifies_the_chapter_s_twenty_steps(capsys):
     values = run("here", "experiment=manual_descent", "device=cpu")
     assert values["steps"] == 20

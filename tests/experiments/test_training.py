@@ -39,11 +39,6 @@ TINY = ["objective=quadratic", "objective.dimensions=3"]  # three variables: no 
 DIGITS = ["objective=digits", "objective.hidden=[8]"]
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_the_defaults_classify_the_digits():
     summary = run("default")
     assert summary["status"] == "finished"
