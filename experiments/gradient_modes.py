@@ -11,6 +11,7 @@ and they grow with the batch.
     detach          cuts a result off its graph: the forward pass had saved everything, which is freed with the graph
 """
 
+import gc
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ def measure(mode: Callable[[Network, Tensor], Tensor], network: Network, x: Tens
     """Compute a forward pass and measure what it saves."""
     with minigrad.saved_for_backward() as saved:
         output = mode(network, x)
+    gc.collect()  # what is held must not depend on Python's next collection of cycles, which Triton's interpreter leaves
     return Forward(output, saved, saved.bytes - saved.freed_bytes)
 
 

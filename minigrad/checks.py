@@ -46,8 +46,13 @@ def check_bias(x: torch.Tensor, bias: torch.Tensor) -> None:
         raise ValueError(f"`bias` is {tuple(bias.shape)} and `x` is {tuple(x.shape)}: {advice}")
     if bias.device != x.device:
         raise ValueError(f"`bias` is on {bias.device} and `x` on {x.device}: move one with .to(...)")
-    under_autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
-    if bias.dtype != x.dtype and (not under_autocast or torch.float64 in (bias.dtype, x.dtype)):
+    if bias.dtype == x.dtype:
+        return
+    kind = x.device.type
+    # The compiler does not trace the first question before PyTorch 2.13, and answers the second for its own devices.
+    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
+    under_autocast = available and torch.is_autocast_enabled(kind)
+    if not under_autocast or torch.float64 in (bias.dtype, x.dtype):
         raise TypeError(f"`bias` is {bias.dtype} and `x` is {x.dtype}: convert one with .to(...)")
 
 

@@ -111,7 +111,7 @@ def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) 
 
 
 def _traced_derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
-    if _in_torch_func() and not torch.compiler.is_exporting():
+    if _in_torch_func() and torch.compiler.is_dynamo_compiling():
         from minigrad.eager import in_eager_mode
 
         return in_eager_mode(Derivative.apply, x, upstream, activation, order)  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from minigrad.autodiff.nodes import (
     Operation,
     Source,
     as_tensors,
+    has_storage,
     in_order,
     kept_by,
     label_of,
@@ -153,7 +154,7 @@ def _parts(tensor: Tensor) -> list[Tensor]:
         return [tensor.values(), tensor.crow_indices(), tensor.col_indices()]
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return [tensor.values(), tensor.ccol_indices(), tensor.row_indices()]
-    return [tensor] if tensor.layout is torch.strided and not tensor.is_nested else []
+    return [tensor] if has_storage(tensor) else []
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:

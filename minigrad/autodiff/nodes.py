@@ -119,11 +119,16 @@ class Names:
 
 
 def _identity(tensor: Tensor) -> Hashable:
-    """Return what a tensor has in common with no other but its aliases: autograd may give back one of these."""
-    if tensor.layout is not torch.strided or tensor.is_nested:
+    """Return what a constant has in common with no other but its aliases, of which autograd may give back any."""
+    if tensor.requires_grad or not has_storage(tensor):  # a leaf is given back itself
         return id(tensor)
-    place = tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
-    return tensor.untyped_storage()._cdata, place, tensor.requires_grad
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
+def has_storage(tensor: Tensor) -> bool:
+    """Return whether a tensor shows a storage of its own: not a sparse or nested one, nor inside torch.func."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return tensor.layout is torch.strided and not tensor.is_nested and not wrapped
 
 
 class Kept(NamedTuple):

@@ -681,3 +681,8 @@ def test_tolerances_are_those_given():
 def test_a_mistake_is_named(function, inputs, options, error, message):
     with pytest.raises(error, match=message):
         check_gradients(function, inputs, **options)
+
+
+@pytest.mark.parametrize("function", [lambda x, y: x.sin() * y.exp(), torch.atan2, torch.div])
+def test_a_right_function_of_two_inputs_passes_at_third_order(function):
+    check_gradients(function, [X, X.flip(0) + 2], order=3)

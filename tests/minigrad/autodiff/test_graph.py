@@ -220,6 +220,26 @@ def test_fake_tensors_are_read():
     assert labels(output) == {"mul": ["leaf", "constant"], "leaf": [], "constant": []}
 
 
+def test_leaves_that_share_memory_are_not_taken_for_one_another():
+    a = leaf(3)
+    b = a.detach().requires_grad_()
+    assert labels(a * b, {"a": a, "b": b}) == {"mul": ["a", "b"], "a": [], "b": []}
+    assert labels(a * b, {"a": a}) == {"mul": ["a", "leaf"], "a": [], "leaf": []}
+
+
+def test_a_graph_inside_a_transform_is_read():
+    found = []
+
+    def square(x):
+        y = x * x
+        found.append(read(y))
+        return y.sum()
+
+    torch.func.grad(square)(torch.ones(2))
+    torch.func.vmap(torch.func.grad(square))(torch.ones(3, 2))
+    assert all("mul" in [node.label for node in graph.nodes] for graph in found)
+
+
 def test_a_shared_constant_is_there_once():
     x, data = leaf(3), torch.rand(3)
     found = read((data * x).sin() * data, {"data": data})

@@ -6,6 +6,13 @@ import minigrad
 from traced import Cube, leaf, operations, reason, value
 
 
+def test_leaves_that_share_memory_are_two():
+    a = leaf(2.0)
+    b = a.detach().requires_grad_()
+    trace = minigrad.trace_backward(a * b * b, names={"a": a, "b": b})
+    assert {name: value(each.arrived) for name, each in trace.leaves.items()} == {"a": 4, "b": 8}
+
+
 def test_a_leaf_used_twice_is_a_sum_over_paths():
     x = leaf(3.0)
     y = x * x + Cube.apply(x)
