@@ -107,7 +107,7 @@ def measure(mode: Callable[[Network, Tensor], Tensor], network: Network, x: Tens
     """Compute a forward pass and measure what it saves."""
     with minigrad.saved_for_backward() as saved:
         output = mode(network, x)
-    gc.collect()  # what is held must not depend on Python's next collection of cycles, which Triton's interpreter leaves
+    gc.collect()  # Triton's interpreter leaves cycles, which would be held until the next collection
     return Forward(output, saved, saved.bytes - saved.freed_bytes)
 
 

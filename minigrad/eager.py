@@ -12,15 +12,5 @@ import torch
     reason="torch.compile drops the backward of a Function inside a transform of torch.func"
 )
 def in_eager_mode(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return function(*arguments), computed outside the graph that is being compiled.
-
-    Raises:
-        RuntimeError: PyTorch is older than 2.13. What it compiles after such an excursion can lose its gradients:
-            `torch.func.vjp` and `jacrev` gave zeros for any Function, seen in 2.11 with AOTAutograd.
-    """
-    if torch.__version__ < "2.13":
-        raise RuntimeError(
-            "inside torch.compile, the transforms of torch.func lose gradients of Functions before PyTorch 2.13: "
-            "compile without the transform, transform without compiling, or upgrade PyTorch"
-        )
+    """Return function(*arguments), computed outside the graph that is being compiled."""
     return function(*arguments)

@@ -124,6 +124,7 @@ def test_enable_grad_within_no_grad_saves():
     assert saved.result_bytes == 4 * N
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")  # of 2.11
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_the_allocator_has_given_the_results_and_the_output(device, network, activation):
     network = minigrad.nn.MLP([64, 128, 128, 32], activation=activation, save=network[0].save, device=device)
@@ -269,12 +270,15 @@ def test_memory_that_is_used_again_counts_again():
     assert len(saved.tensors) == 21
 
 
+EMPTY = ("leaf", (0,))  # what PyTorch 2.11 hangs a checkpoint on
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointing_saves_the_inputs_alone(use_reentrant):
     network, x = minigrad.nn.MLP([4, 64, 1]), leaf()
     with saved_for_backward() as saved:
         output = checkpoint(network, x, use_reentrant=use_reentrant)
-    assert pairs(saved) == [("leaf", (3, 4))]
+    assert [pair for pair in pairs(saved) if pair != EMPTY] == [("leaf", (3, 4))]
     output.sum().backward()
     ours, x.grad = x.grad, None
     network(x).sum().backward()
@@ -293,7 +297,7 @@ def test_inside_a_checkpointed_function_it_leaves_the_checkpoint_as_it_is():
     x, y = leaf(), leaf()
     with saved_for_backward() as outside:
         output = checkpoint(function, x, use_reentrant=False)
-    assert pairs(outside) == [("leaf", (3, 4))]
+    assert [pair for pair in pairs(outside) if pair != EMPTY] == [("leaf", (3, 4))]
     output.sum().backward()
     function(y).sum().backward()
     assert torch.equal(x.grad, y.grad)
