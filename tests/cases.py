@@ -1,9 +1,11 @@
-"""The shapes, strides and values that every ring uses."""
+"""The shapes, strides and values that every ring uses, and which ring it is."""
 
+import os
 from collections.abc import Callable
 
 import torch
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
 SMOOTH = ("sigmoid", "tanh")
 HALVES = (torch.float16, torch.bfloat16)

@@ -1,12 +1,12 @@
 """What all tests share: the device, and determinism that poisons fresh memory with NaN."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from cases import INTERPRETED
+
 torch.set_num_threads(1)  # the suite runs in as many processes as there are cores
 
 

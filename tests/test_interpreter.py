@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import INTERPRETED
+from cases import INTERPRETED
 
 pytest.importorskip("triton", reason="needs Triton, which is on Linux only")
 if INTERPRETED:

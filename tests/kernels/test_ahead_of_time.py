@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import INTERPRETED
+from cases import INTERPRETED
 
 if INTERPRETED:
     pytest.skip("Triton compiles nothing in a process whose kernels it interprets", allow_module_level=True)

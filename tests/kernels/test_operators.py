@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 import minigrad  # noqa: F401  (makes the operators differentiable)
 import minigrad_kernels as kernels
-from conftest import INTERPRETED
+from cases import INTERPRETED
 
 
 def test_cpu_is_plain_unless_interpreted():

@@ -11,7 +11,7 @@ import torch
 
 import cases
 import minigrad
-from conftest import INTERPRETED
+from cases import INTERPRETED
 from minigrad.nn import MLP, Linear, ReLU, Sigmoid, Tanh
 
 EVERY_ACTIVATION = pytest.mark.parametrize("activation", cases.ACTIVATIONS)
