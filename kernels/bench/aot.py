@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from minigrad_kernels import MAX_ORDER, bias, elementwise
+from minigrad_kernels import MAX_ORDER, bias, elementwise, statistics
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -43,11 +43,12 @@ class Specialization:
         kernel: the jitted function.
         dtype: Triton's name of the tensors' dtype.
         pointers: argument to element type; all 16-byte aligned but those in `misaligned`.
-        constants: compile-time arguments; a pointer of None is one.
+        constants: compile-time arguments; those named nowhere else are None.
         sizes: integer arguments, and whether each is a multiple of 16.
         bytes_loaded: by one program in the unmasked bulk, from the operands that are as large as the result.
         bytes_stored: likewise.
         misaligned: pointers to compile without the knowledge of alignment.
+        numbers: float32 arguments.
     """
 
     name: str
@@ -59,6 +60,23 @@ class Specialization:
     bytes_loaded: int
     bytes_stored: int
     misaligned: frozenset[str] = field(default=frozenset())
+    numbers: frozenset[str] = field(default=frozenset())
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it writes statistics."""
+        return "statistics_ptr" in self.pointers
+
+    @property
+    def watched(self) -> Specialization:
+        """The same kernel with statistics of what it holds and, of ReLU itself, with the units that fire."""
+        pointers = self.pointers | {"statistics_ptr": "fp64" if self.dtype == "fp64" else "fp32"}
+        sizes = self.sizes
+        backward = {"low", "high"} & set(self.kernel.arg_names) if "g_ptr" in self.pointers else set()
+        if not backward and self.constants["ACTIVATION"] == "relu":
+            pointers |= {"fired_ptr": "u8"}
+            sizes = sizes | {name: False for name in ("unit_stride", "period") if name in self.kernel.arg_names}
+        return replace(self, name=f"{self.name}, watched", pointers=pointers, sizes=sizes, numbers=frozenset(backward))
 
 
 @dataclass(frozen=True)
@@ -110,10 +128,10 @@ def specializations(orders: Iterable[int] = range(MAX_ORDER + 1)) -> Iterator[Sp
     for dtype, itemsize in ITEMSIZE.items():
         for activation in ("sigmoid", "tanh", "relu"):
             yield from _derivatives(dtype, itemsize, activation, orders)
-            yield _from_output(dtype, itemsize, activation, expanded=False)
-            yield _from_output(dtype, itemsize, activation, expanded=True)
+            yield from _from_output(dtype, itemsize, activation)
             yield from _with_bias(dtype, itemsize, activation)
         yield _column_sum(dtype)
+    yield from _second_stage()
 
 
 def wide_accesses(target: GPUTarget, n_bytes: int) -> int:
@@ -126,18 +144,20 @@ def _derivatives(dtype: str, itemsize: int, activation: str, orders: Iterable[in
         if activation == "relu" and order > 1:
             continue
         for upstream in {0: ("none",), 1: ("none", "dense", "expanded")}.get(order, ("dense",)):
-            yield Specialization(
+            s = Specialization(
                 name=f"{activation} order {order}, upstream {upstream}",
                 kernel=elementwise._derivative_kernel,
                 dtype=dtype,
                 pointers={"out_ptr": dtype, "x_ptr": dtype} | ({} if upstream == "none" else {"g_ptr": dtype}),
                 constants={"ACTIVATION": activation, "ORDER": order, "UPSTREAM": upstream}
-                | {"BLOCK": elementwise.block_size(itemsize)}
-                | ({"g_ptr": None} if upstream == "none" else {}),
+                | {"BLOCK": elementwise.block_size(itemsize)},
                 sizes={"n_elements": False},
                 bytes_loaded=elementwise.BYTES_PER_PROGRAM * (2 if upstream == "dense" else 1),
                 bytes_stored=elementwise.BYTES_PER_PROGRAM,
             )
+            yield s
+            if order == 0 or (order == 1 and upstream != "none"):
+                yield s.watched
         if activation != "relu" and 1 <= order < MAX_ORDER:
             for expanded in ("", "v", "g", "vg") if order == 1 else ("",):
                 yield _double_backward(dtype, itemsize, activation, order, expanded)
@@ -163,22 +183,24 @@ def _double_backward(dtype: str, itemsize: int, activation: str, order: int, exp
     )
 
 
-def _from_output(dtype: str, itemsize: int, activation: str, expanded: bool) -> Specialization:
-    return Specialization(
-        name=f"{activation} backward from the output" + (", g expanded" if expanded else ""),
-        kernel=elementwise._backward_from_output_kernel,
-        dtype=dtype,
-        pointers=dict.fromkeys(("dx_ptr", "g_ptr", "y_ptr"), dtype),
-        constants={"ACTIVATION": activation, "G_EXPANDED": expanded, "BLOCK": elementwise.block_size(itemsize)},
-        sizes={"n_elements": False},
-        bytes_loaded=(1 if expanded else 2) * elementwise.BYTES_PER_PROGRAM,
-        bytes_stored=elementwise.BYTES_PER_PROGRAM,
-    )
+def _from_output(dtype: str, itemsize: int, activation: str) -> Iterator[Specialization]:
+    for expanded in (False, True):
+        s = Specialization(
+            name=f"{activation} backward from the output" + (", g expanded" if expanded else ""),
+            kernel=elementwise._backward_from_output_kernel,
+            dtype=dtype,
+            pointers=dict.fromkeys(("dx_ptr", "g_ptr", "y_ptr"), dtype),
+            constants={"ACTIVATION": activation, "G_EXPANDED": expanded, "BLOCK": elementwise.block_size(itemsize)},
+            sizes={"n_elements": False},
+            bytes_loaded=(1 if expanded else 2) * elementwise.BYTES_PER_PROGRAM,
+            bytes_stored=elementwise.BYTES_PER_PROGRAM,
+        )
+        yield from (s, s.watched)
 
 
 def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specialization]:
     rows, block = bias.tile_shape(itemsize, BIASED_COLUMNS)
-    yield Specialization(
+    forward = Specialization(
         name=f"{activation} with bias",
         kernel=bias._bias_activation_kernel,
         dtype=dtype,
@@ -188,20 +210,21 @@ def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specializ
         bytes_loaded=bias.TILE_BYTES,
         bytes_stored=bias.TILE_BYTES,
     )
+    yield from (forward, forward.watched)
     for saved in ("output",) if activation == "relu" else ("input", "output"):
-        yield Specialization(
+        backward = Specialization(
             name=f"{activation} with bias, backward from the {saved}",
             kernel=bias._bias_activation_backward_kernel,
             dtype=dtype,
             pointers=dict.fromkeys(("dx_ptr", "g_ptr", "saved_ptr"), dtype)
             | {"partial_ptr": "fp64" if dtype == "fp64" else "fp32"}
             | ({"bias_ptr": dtype} if saved == "input" else {}),
-            constants={"ACTIVATION": activation, "ROWS": rows, "BLOCK": block}
-            | ({} if saved == "input" else {"bias_ptr": None}),
+            constants={"ACTIVATION": activation, "ROWS": rows, "BLOCK": block},
             sizes={"n_rows": False, "n_columns": True, "tiles_in_row": False, "n_tiles": False},
             bytes_loaded=2 * bias.TILE_BYTES,
             bytes_stored=bias.TILE_BYTES,
         )
+        yield from (backward, backward.watched)
 
 
 def _column_sum(dtype: str) -> Specialization:
@@ -217,17 +240,31 @@ def _column_sum(dtype: str) -> Specialization:
     )
 
 
+def _second_stage() -> Iterator[Specialization]:
+    for partial in ("fp32", "fp64"):
+        yield Specialization(
+            name=f"second stage of {partial} statistics",
+            kernel=statistics._second_stage_kernel,
+            dtype="fp64",
+            pointers={"out_ptr": "fp64", "partial_ptr": partial, "segments_ptr": "i64"},
+            constants={"ROWS": statistics.ROWS},
+            sizes={},
+            bytes_loaded=0,
+            bytes_stored=0,
+        )
+
+
 def compile_for(target: GPUTarget, specialization: Specialization) -> Compiled:
     """Compile one specialization. Raises what Triton raises where it cannot."""
     s = specialization
     names = s.kernel.arg_names
-    signature = {
-        name: f"*{s.pointers[name]}" if name in s.pointers else "i32" if name in s.sizes else "constexpr"
-        for name in names
-    }
+    given = {name: f"*{pointed}" for name, pointed in s.pointers.items()}
+    given |= dict.fromkeys(s.sizes, "i32") | dict.fromkeys(s.numbers, "fp32")
+    signature = {name: given.get(name, "constexpr") for name in names}
+    constants = dict.fromkeys([name for name in names if name not in given]) | s.constants
     aligned = {name for name in s.pointers if name not in s.misaligned} | {n for n, even in s.sizes.items() if even}
     attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in aligned}
-    source = ASTSource(fn=s.kernel, signature=signature, constexprs=s.constants, attrs=attributes)
+    source = ASTSource(fn=s.kernel, signature=signature, constexprs=constants, attrs=attributes)
     binary = triton.compile(source, target=target, options={"num_warps": elementwise.NUM_WARPS})
     if target.backend == "cuda":
         registers, local_accesses = _resources(binary.asm["cubin"])

@@ -12,19 +12,29 @@ from minigrad_kernels.operators import (
     derivative,
     double_backward,
     make_differentiable,
+    new_tally,
     path_for,
 )
+from minigrad_kernels.plain_statistics import COLUMNS, Tally
 from minigrad_kernels.polynomials import MAX_ORDER
+from minigrad_kernels.watch import BACKWARD, FORWARD, Fired, Layer
 
 __all__ = [
     "ACTIVATIONS",
+    "BACKWARD",
+    "COLUMNS",
     "DTYPES",
+    "FORWARD",
     "MAX_ORDER",
+    "Fired",
+    "Layer",
+    "Tally",
     "backward_from_output",
     "bias_activation",
     "bias_activation_backward",
     "derivative",
     "double_backward",
     "make_differentiable",
+    "new_tally",
     "path_for",
 ]

@@ -23,6 +23,8 @@ import triton.language as tl
 from minigrad_kernels.arithmetic import activation as _activation
 from minigrad_kernels.arithmetic import narrow, widen
 from minigrad_kernels.elementwise import as_laid_out, times_derivative, times_derivative_from_output
+from minigrad_kernels.statistics import write_backward, write_forward
+from minigrad_kernels.watch import Watch, arguments
 
 NUM_WARPS = 4
 TILE_BYTES = 4096
@@ -46,7 +48,7 @@ def _place(tiles_in_row):
 
 @triton.jit
 def _bias_activation_kernel(
-    y_ptr, x_ptr, bias_ptr, n_rows, n_columns, tiles_in_row,
+    y_ptr, x_ptr, bias_ptr, statistics_ptr, fired_ptr, n_rows, n_columns, tiles_in_row,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, column = _place(tiles_in_row)
@@ -56,13 +58,19 @@ def _bias_activation_kernel(
     mask = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
     bias = widen(tl.load(bias_ptr + columns, mask=columns < n_columns, other=0.0))
     x = widen(tl.load(x_ptr + offsets, mask=mask, other=0.0))
-    y = _activation(x + bias[None, :], ACTIVATION)
-    tl.store(y_ptr + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
+    y = narrow(_activation(x + bias[None, :], ACTIVATION), y_ptr.dtype.element_ty)
+    tl.store(y_ptr + offsets, y, mask=mask)
+    if statistics_ptr is not None:
+        write_forward(statistics_ptr, tl.program_id(0), widen(y), mask)
+    if fired_ptr is not None:
+        fires = tl.max((mask & ~(widen(y) <= 0.0)).to(tl.int32), axis=0)  # [BLOCK]
+        tl.store(fired_ptr + columns, 1, mask=fires == 1)  # programs that set the same flag write the same
 
 
 @triton.jit
 def _bias_activation_backward_kernel(
-    dx_ptr, partial_ptr, g_ptr, saved_ptr, bias_ptr, n_rows, n_columns, tiles_in_row, n_tiles,
+    dx_ptr, partial_ptr, g_ptr, saved_ptr, bias_ptr, statistics_ptr,
+    n_rows, n_columns, tiles_in_row, n_tiles, low, high,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, column = _place(tiles_in_row)
@@ -77,11 +85,18 @@ def _bias_activation_backward_kernel(
         saved = widen(tl.load(saved_ptr + offsets, mask=mask, other=0.0))
         g = widen(tl.load(g_ptr + offsets, mask=mask, other=0.0))
         if bias_ptr is not None:
-            dx = times_derivative(g, saved + bias, ACTIVATION, 1)
+            saved += bias
+            dx = times_derivative(g, saved, ACTIVATION, 1)
         else:
             dx = times_derivative_from_output(g, saved, ACTIVATION)
-        tl.store(dx_ptr + offsets, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
         total += tl.where(mask, dx, 0.0)
+        stored = narrow(dx, dx_ptr.dtype.element_ty)
+        tl.store(dx_ptr + offsets, stored, mask=mask)
+        if statistics_ptr is not None:
+            index = tl.program_id(0).to(tl.int64) * n_tiles + tile
+            write_backward(
+                statistics_ptr, index, g, widen(stored), saved, mask, low, high, ACTIVATION, bias_ptr is None
+            )
     partial = tl.sum(total, axis=0)  # [BLOCK]
     tl.store(partial_ptr + row * n_columns + columns, partial, mask=columns < n_columns)
 
@@ -101,28 +116,41 @@ def _column_sum_kernel(
     tl.store(out_ptr + columns, narrow(out, out_ptr.dtype.element_ty), mask=columns < n_columns)
 
 
-def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str) -> torch.Tensor:
-    """Launch f(x + bias). x (..., N), bias (N,), same dtype. Returns a new tensor laid out as x."""
+def bias_activation(
+    x: torch.Tensor,
+    bias: torch.Tensor,
+    activation: str,
+    watch: Watch | None = None,
+) -> torch.Tensor:
+    """Launch f(x + bias). x (..., N), bias (N,), same dtype. Returns a new tensor laid out as x.
+
+    `tiles` says in how many rows it is watched.
+    """
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if y.numel():
         n_rows, n_columns = _matrix(x)
         rows, block = tile_shape(x.element_size(), n_columns)
-        tiles_in_row = triton.cdiv(n_columns, block)
         with torch.cuda.device_of(x):
-            _bias_activation_kernel[(triton.cdiv(n_rows, rows) * tiles_in_row,)](
+            fired = None if watch is None else watch.fired
+            _bias_activation_kernel[(tiles(x),)](
                 y_ptr=y, x_ptr=as_laid_out(x, y), bias_ptr=_contiguous(bias),
-                n_rows=n_rows, n_columns=n_columns, tiles_in_row=tiles_in_row,
+                statistics_ptr=None if watch is None else watch.rows, fired_ptr=None if fired is None else fired.flags,
+                n_rows=n_rows, n_columns=n_columns, tiles_in_row=triton.cdiv(n_columns, block),
                 ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=NUM_WARPS,
             )  # fmt: skip
     return _laid_out_as_input(y, x)
 
 
 def bias_activation_backward(
-    upstream: torch.Tensor, saved: torch.Tensor, bias: torch.Tensor | None, activation: str
+    upstream: torch.Tensor,
+    saved: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str,
+    watch: Watch | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch upstream f'(x + bias) and its sum over rows, from the saved x and bias or, without bias, the saved output.
 
-    Returns dx (..., N), laid out as `saved`, and db (N,).
+    Returns dx (..., N), laid out as `saved`, and db (N,). `backward_tiles` says in how many rows it is watched.
     """
     dx = torch.empty_like(saved, memory_format=torch.contiguous_format)
     db = saved.new_empty(saved.shape[-1:])
@@ -131,14 +159,13 @@ def bias_activation_backward(
     n_rows, n_columns = _matrix(saved)
     rows, block = tile_shape(saved.element_size(), n_columns)
     tiles_in_row = triton.cdiv(n_columns, block)
-    n_tiles = min(MOST_TILES, max(1, triton.cdiv(n_rows, rows) * tiles_in_row // PROGRAMS))
-    n_partial = triton.cdiv(n_rows, rows * n_tiles)
+    n_partial, n_tiles = _division(saved)
     accumulation = torch.float64 if saved.dtype == torch.float64 else torch.float32
     partial = torch.empty((n_partial, n_columns), dtype=accumulation, device=saved.device)
     with torch.cuda.device_of(saved):
         _bias_activation_backward_kernel[(n_partial * tiles_in_row,)](
             dx_ptr=dx, partial_ptr=partial, g_ptr=as_laid_out(upstream, dx), saved_ptr=as_laid_out(saved, dx),
-            bias_ptr=None if bias is None else _contiguous(bias),
+            bias_ptr=None if bias is None else _contiguous(bias), **arguments(watch),
             n_rows=n_rows, n_columns=n_columns, tiles_in_row=tiles_in_row, n_tiles=n_tiles,
             ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=NUM_WARPS,
         )  # fmt: skip
@@ -147,6 +174,27 @@ def bias_activation_backward(
             ROWS=COLUMN_SUM_ROWS, BLOCK=COLUMN_SUM_BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip
     return _laid_out_as_input(dx, saved), db
+
+
+def tiles(x: torch.Tensor) -> int:
+    """Return the number of tiles in which the forward kernel takes x (..., N), not empty, one each."""
+    n_rows, n_columns = _matrix(x)
+    rows, block = tile_shape(x.element_size(), n_columns)
+    return int(triton.cdiv(n_rows, rows) * triton.cdiv(n_columns, block))
+
+
+def backward_tiles(x: torch.Tensor) -> int:
+    """Return the number of tiles in which the backward kernel takes x (..., N), not empty, those without rows too."""
+    n_partial, n_tiles = _division(x)
+    _, block = tile_shape(x.element_size(), x.shape[-1])
+    return int(n_partial * triton.cdiv(x.shape[-1], block) * n_tiles)
+
+
+def _division(x: torch.Tensor) -> tuple[int, int]:
+    """Return in how many parts the backward kernel takes the rows, and of how many tiles each."""
+    rows, _ = tile_shape(x.element_size(), x.shape[-1])
+    n_tiles = min(MOST_TILES, max(1, tiles(x) // PROGRAMS))
+    return triton.cdiv(_matrix(x)[0], rows * n_tiles), n_tiles
 
 
 def tile_shape(itemsize: int, n_columns: int) -> tuple[int, int]:

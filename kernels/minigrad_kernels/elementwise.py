@@ -14,6 +14,9 @@ Half types are computed in float32; every result is rounded once. Source of the 
 A kernel sees memory, not shapes: operands lie densely in one common order of strides. A program whose block lies wholly
 inside the tensor loads and stores without a mask, so the hardware's widest accesses serve whatever the size; only
 the last program masks. An operand whose address is not a multiple of 16 bytes is read narrowly, the others stay wide.
+
+The activation itself and its backward can be asked for statistics of what they hold (`statistics`), and ReLU for which
+of its units fire; a kernel that is given no place for these has no trace of them.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ import triton.language as tl
 from minigrad_kernels.arithmetic import activation as _activation
 from minigrad_kernels.arithmetic import derivative as _derivative
 from minigrad_kernels.arithmetic import narrow, widen
+from minigrad_kernels.statistics import write_backward, write_forward
+from minigrad_kernels.watch import Watch, arguments
 
 NUM_WARPS = 4
 BYTES_PER_PROGRAM = 4096
@@ -47,11 +52,24 @@ def _load(ptr, offsets, n_elements, MASKED: tl.constexpr, EXPANDED: tl.constexpr
 
 @triton.jit
 def _store(ptr, offsets, value, n_elements, MASKED: tl.constexpr):
+    """Store a block, rounded; return it as it is stored, widened again."""
     value = narrow(value, ptr.dtype.element_ty)
     if MASKED:
         tl.store(ptr + offsets, value, mask=offsets < n_elements)
     else:
         tl.store(ptr + offsets, value)
+    return widen(value)
+
+
+@triton.jit
+def _mark_fired(fired_ptr, y, start, n_elements, unit_stride, period):
+    """Set the flag of every unit with an output above 0, or NaN; programs that set the same flag write the same."""
+    within = (start % period).to(tl.int32) + tl.arange(0, y.shape[0])  # [BLOCK], in 32 bits: division is slow in 64
+    unit = within % period // unit_stride
+    fires = (start + tl.arange(0, y.shape[0]) < n_elements) & ~(y <= 0.0)
+    flag_ptr = fired_ptr + unit.to(tl.int64)
+    seen = tl.load(flag_ptr, mask=fires, other=1)  # most have been set before: read, and seldom write
+    tl.store(flag_ptr, 1, mask=fires & (seen == 0))
 
 
 @triton.jit
@@ -81,30 +99,42 @@ def _derivative_block(
     ACTIVATION: tl.constexpr, ORDER: tl.constexpr,
     UPSTREAM: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    if UPSTREAM == "none":  # g is read before x: two registers less, and no spill on sm_100
-        g = 1.0
-    else:
+    """Return the upstream gradient, x and the result as they are in memory, widened."""
+    if UPSTREAM != "none":  # g is read before x: two registers less, and no spill on sm_100
         g = _load(g_ptr, offsets, n_elements, MASKED, UPSTREAM == "expanded")
     x = _load(x_ptr, offsets, n_elements, MASKED, False)  # [BLOCK]
+    if UPSTREAM == "none":
+        g = tl.full(x.shape, 1.0, x.dtype)
+    elif UPSTREAM == "expanded":
+        g = tl.broadcast_to(g, x.shape)
     if ORDER == 0:
         out = _activation(x, ACTIVATION)
     else:
         out = times_derivative(g, x, ACTIVATION, ORDER)
-    _store(out_ptr, offsets, out, n_elements, MASKED)
+    return g, x, _store(out_ptr, offsets, out, n_elements, MASKED)
 
 
 @triton.jit
 def _derivative_kernel(
-    out_ptr, g_ptr, x_ptr, n_elements,
+    out_ptr, g_ptr, x_ptr, statistics_ptr, fired_ptr, n_elements, low, high, unit_stride, period,
     ACTIVATION: tl.constexpr, ORDER: tl.constexpr,
     UPSTREAM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)  # [BLOCK], 64-bit: a tensor may have more than 2^31 elements
     if start + BLOCK <= n_elements:
-        _derivative_block(out_ptr, g_ptr, x_ptr, offsets, n_elements, ACTIVATION, ORDER, UPSTREAM, MASKED=False)
+        g, x, out = _derivative_block(out_ptr, g_ptr, x_ptr, offsets, n_elements, ACTIVATION, ORDER, UPSTREAM, False)
     else:
-        _derivative_block(out_ptr, g_ptr, x_ptr, offsets, n_elements, ACTIVATION, ORDER, UPSTREAM, MASKED=True)
+        g, x, out = _derivative_block(out_ptr, g_ptr, x_ptr, offsets, n_elements, ACTIVATION, ORDER, UPSTREAM, True)
+    if statistics_ptr is not None:
+        valid = offsets < n_elements
+        if ORDER == 0:
+            write_forward(statistics_ptr, tl.program_id(0), out, valid)
+        else:
+            g, out = tl.where(valid, g, 0.0), tl.where(valid, out, 0.0)
+            write_backward(statistics_ptr, tl.program_id(0), g, out, x, valid, low, high, ACTIVATION, False)
+    if fired_ptr is not None:
+        _mark_fired(fired_ptr, out, start, n_elements, unit_stride, period)
 
 
 @triton.jit
@@ -148,26 +178,42 @@ def _output_block(
     dx_ptr, g_ptr, y_ptr, offsets, n_elements,
     ACTIVATION: tl.constexpr, G_EXPANDED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
+    """Return the upstream gradient, y and the result as they are in memory, widened."""
     g = _load(g_ptr, offsets, n_elements, MASKED, G_EXPANDED)
     y = _load(y_ptr, offsets, n_elements, MASKED, False)  # [BLOCK]
-    _store(dx_ptr, offsets, times_derivative_from_output(g, y, ACTIVATION), n_elements, MASKED)
+    dx = times_derivative_from_output(g, y, ACTIVATION)
+    return tl.broadcast_to(g, y.shape), y, _store(dx_ptr, offsets, dx, n_elements, MASKED)
 
 
 @triton.jit
 def _backward_from_output_kernel(
-    dx_ptr, g_ptr, y_ptr, n_elements,
+    dx_ptr, g_ptr, y_ptr, statistics_ptr, n_elements, low, high,
     ACTIVATION: tl.constexpr, G_EXPANDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)  # [BLOCK]
     if start + BLOCK <= n_elements:
-        _output_block(dx_ptr, g_ptr, y_ptr, offsets, n_elements, ACTIVATION, G_EXPANDED, MASKED=False)
+        g, y, dx = _output_block(dx_ptr, g_ptr, y_ptr, offsets, n_elements, ACTIVATION, G_EXPANDED, MASKED=False)
     else:
-        _output_block(dx_ptr, g_ptr, y_ptr, offsets, n_elements, ACTIVATION, G_EXPANDED, MASKED=True)
+        g, y, dx = _output_block(dx_ptr, g_ptr, y_ptr, offsets, n_elements, ACTIVATION, G_EXPANDED, MASKED=True)
+    if statistics_ptr is not None:
+        valid = offsets < n_elements
+        g, dx = tl.where(valid, g, 0.0), tl.where(valid, dx, 0.0)
+        write_backward(statistics_ptr, tl.program_id(0), g, dx, y, valid, low, high, ACTIVATION, True)
 
 
-def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, order: int) -> torch.Tensor:
-    """Launch f^(order)(x), times `upstream` unless that is None. Returns a new tensor laid out as torch would."""
+def derivative(
+    x: torch.Tensor,
+    upstream: torch.Tensor | None,
+    activation: str,
+    order: int,
+    watch: Watch | None = None,
+) -> torch.Tensor:
+    """Launch f^(order)(x), times `upstream` unless that is None. Returns a new tensor laid out as torch would.
+
+    The activation itself (order 0) and its backward (order 1 with `upstream`) can be watched; `tiles` says in how many
+    rows.
+    """
     out = torch.empty_like(x)
     x = as_laid_out(x, out)
     if upstream is None:
@@ -175,8 +221,16 @@ def derivative(x: torch.Tensor, upstream: torch.Tensor | None, activation: str, 
     else:
         upstream, expanded = _operand(upstream, out)
         mode = "expanded" if expanded else "dense"
+    flags, stride, period = None, None, None
+    if watch is not None and watch.fired is not None:
+        flags = watch.fired.flags
+        stride = out.stride(watch.fired.dimension) if out.dim() else 1
+        period = stride * len(flags)  # of the units in memory, where `out` lies densely
+        if period > 2**31 - BYTES_PER_PROGRAM:
+            raise ValueError(f"a sample of a ReLU layer has {period} elements: only those below 2^31 can be watched")
     _launch(
         _derivative_kernel, out, out_ptr=out, g_ptr=upstream, x_ptr=x,
+        fired_ptr=flags, unit_stride=stride, period=period, **arguments(watch),
         ACTIVATION=activation, ORDER=order, UPSTREAM=mode,
     )  # fmt: skip
     return out
@@ -198,13 +252,18 @@ def double_backward(
     return dg, dx
 
 
-def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: str) -> torch.Tensor:
-    """Launch the first-order backward from the stored output y."""
+def backward_from_output(
+    upstream: torch.Tensor,
+    y: torch.Tensor,
+    activation: str,
+    watch: Watch | None = None,
+) -> torch.Tensor:
+    """Launch the first-order backward from the stored output y; `tiles` says in how many rows it is watched."""
     dx = torch.empty_like(y)
     y = as_laid_out(y, dx)
     upstream, expanded = _operand(upstream, dx)
     _launch(
-        _backward_from_output_kernel, dx, dx_ptr=dx, g_ptr=upstream, y_ptr=y,
+        _backward_from_output_kernel, dx, dx_ptr=dx, g_ptr=upstream, y_ptr=y, **arguments(watch),
         ACTIVATION=activation, G_EXPANDED=expanded,
     )  # fmt: skip
     return dx
@@ -228,6 +287,11 @@ def block_size(itemsize: int) -> int:
     return BYTES_PER_PROGRAM // itemsize
 
 
+def tiles(x: torch.Tensor) -> int:
+    """Return the number of tiles in which the kernels here take a tensor, one each."""
+    return int(triton.cdiv(x.numel(), block_size(x.element_size())))
+
+
 def _is_in_memory(operand: torch.Tensor) -> bool:
     """Return whether memory holds the values: no negation is pending, and autograd's zeros have been written."""
     return not operand.is_neg() and not operand._is_zerotensor()
@@ -245,4 +309,4 @@ def _launch(kernel: Any, out: torch.Tensor, **arguments: Any) -> None:
         return
     block = block_size(out.element_size())
     with torch.cuda.device_of(out):
-        kernel[(triton.cdiv(n_elements, block),)](n_elements=n_elements, BLOCK=block, num_warps=NUM_WARPS, **arguments)
+        kernel[(tiles(out),)](n_elements=n_elements, BLOCK=block, num_warps=NUM_WARPS, **arguments)

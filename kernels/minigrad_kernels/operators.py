@@ -19,6 +19,7 @@ import torch
 from torch.autograd import forward_ad
 
 from minigrad_kernels import plain
+from minigrad_kernels.plain_statistics import Tally
 from minigrad_kernels.polynomials import MAX_ORDER
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
@@ -47,6 +48,11 @@ def path_for(device: torch.device | str) -> str:
     environment, on the CPU in Triton's interpreter. Everywhere else plain PyTorch runs.
     """
     return "triton" if _HAS_TRITON and torch.device(device).type == _TRITON_DEVICE else "plain"
+
+
+def new_tally(device: torch.device | str) -> Tally:
+    """Return what computes watched layers on `device`, on the path that runs there, and gathers their statistics."""
+    return _triton_path().Tally() if path_for(device) == "triton" else Tally()
 
 
 @functools.cache

@@ -55,7 +55,7 @@ def double_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return v f^(order)(x) and v upstream f^(order+1)(x), for sigmoid and tanh."""
     dg = derivative(x, v, activation, order)
-    dx = derivative(_widen(x), _widen(v), activation, order + 1).mul_(_widen(upstream))
+    dx = derivative(widen(x), widen(v), activation, order + 1).mul_(widen(upstream))
     return dg, dx.to(x.dtype)
 
 
@@ -69,7 +69,7 @@ def backward_from_output(upstream: torch.Tensor, y: torch.Tensor, activation: st
 
 def bias_activation(x: torch.Tensor, bias: torch.Tensor, activation: str) -> torch.Tensor:
     """Return f(x + bias), rounded once."""
-    return derivative(_widen(x) + _widen(bias), None, activation, 0).to(x.dtype)
+    return derivative(biased(x, bias), None, activation, 0).to(x.dtype)
 
 
 def bias_activation_backward(
@@ -79,12 +79,24 @@ def bias_activation_backward(
 
     From the saved x and bias or, without bias, the saved output.
     """
-    if bias is not None:
-        dz = derivative(_widen(saved) + _widen(bias), _widen(upstream), activation, 1)
+    return biased_backward(upstream, biased(saved, bias), saved.dtype, activation, from_output=bias is None)
+
+
+def biased(saved: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return x + bias or, without bias, what was saved; not rounded to a half type."""
+    return widen(saved) if bias is None else widen(saved) + widen(bias)
+
+
+def biased_backward(
+    upstream: torch.Tensor, value: torch.Tensor, dtype: torch.dtype, activation: str, from_output: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return upstream f' and its sum over rows, in a dtype, from what `biased` returns."""
+    if from_output:
+        dz = backward_from_output(widen(upstream), value, activation)
     else:
-        dz = backward_from_output(_widen(upstream), _widen(saved), activation)
+        dz = derivative(value, widen(upstream), activation, 1)
     db = dz.sum(dim=tuple(range(dz.dim() - 1))) if dz.dim() > 1 else dz.clone()
-    return dz.to(saved.dtype), db.to(saved.dtype)
+    return dz.to(dtype), db.to(dtype)
 
 
 def _relu_derivative(x: torch.Tensor, upstream: torch.Tensor | None, order: int) -> torch.Tensor:
@@ -151,5 +163,6 @@ def _ones(x: torch.Tensor) -> torch.Tensor:
     return _constant(1.0, x.dtype, x.device).expand_as(x)
 
 
-def _widen(tensor: torch.Tensor) -> torch.Tensor:
+def widen(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of a half type in float32, and any other as it is."""
     return tensor.float() if tensor.dtype in _HALF_TYPES else tensor

@@ -2,5 +2,13 @@
 
 from minigrad_kernels.bias import bias_activation, bias_activation_backward
 from minigrad_kernels.elementwise import backward_from_output, derivative, double_backward
+from minigrad_kernels.tally import Tally
 
-__all__ = ["backward_from_output", "bias_activation", "bias_activation_backward", "derivative", "double_backward"]
+__all__ = [
+    "Tally",
+    "backward_from_output",
+    "bias_activation",
+    "bias_activation_backward",
+    "derivative",
+    "double_backward",
+]

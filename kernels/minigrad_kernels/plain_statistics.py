@@ -1,0 +1,174 @@
+"""The statistics of `statistics` in plain PyTorch, and the rows in which both paths report them.
+
+A row has `COLUMNS` numbers over all elements of a pass, accumulated in float64 where the device has it:
+
+    forward    elements, sum, sum of squares of the output
+    backward   elements, sum of squares of the upstream gradient, of the outgoing one, its largest magnitude, and how
+               many elements of it are 0, saturated, not finite, and 0 only because the dtype is too small
+
+Rows of a layer's passes add up to that of all, the largest magnitudes aside.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from minigrad_kernels import plain
+from minigrad_kernels.plain import widen
+from minigrad_kernels.watch import BACKWARD, FORWARD, Fired, Layer
+
+COLUMNS = 8
+
+Number = float | torch.Tensor
+Row = list[Number]  # numbers on the CPU, () tensors on the device elsewhere
+
+
+class Tally:
+    """Computes layers on the plain path and gathers the statistics of their passes, where they are computed."""
+
+    def __init__(self) -> None:
+        self._keys: list[tuple[int, int]] = []
+        self._rows: list[Row] = []
+        self._device = torch.device("cpu")
+
+    def forward(
+        self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None, fired: Fired | None = None
+    ) -> torch.Tensor:
+        """Return the layer's output, laid out as by the function that is not watched, and to the same bits.
+
+        Args:
+            layer: what to compute.
+            x: any shape and strides; (..., N) with a bias.
+            bias: (N,), of x's dtype, or None.
+            fired: to which the units that fire are added, if wanted.
+        """
+        if bias is None:
+            y = plain.derivative(x, None, layer.activation, 0)
+        else:
+            y = plain.bias_activation(x, bias, layer.activation)
+        self.saw_forward(layer, y, fired)
+        return y
+
+    def backward(
+        self, layer: Layer, upstream: torch.Tensor, saved: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the gradients of the layer's input and of its bias, likewise.
+
+        Args:
+            layer: what was computed.
+            upstream: the gradient that arrives, of saved's shape and dtype.
+            saved: the layer's output if it goes by that, and else its input.
+            bias: the bias if it goes by the input and has one, and else None.
+        """
+        value, db = saved, None
+        if layer.biased:
+            value = plain.biased(saved, bias)
+            dx, db = plain.biased_backward(upstream, value, saved.dtype, layer.activation, bias is None)
+        elif layer.from_output and layer.activation != "relu":
+            dx = plain.backward_from_output(upstream, saved, layer.activation)
+        else:
+            dx = plain.derivative(saved, upstream, layer.activation, 1)
+        self.saw_backward(layer, upstream, dx, value)
+        return dx, db
+
+    def saw_forward(self, layer: Layer, y: torch.Tensor, fired: Fired | None = None) -> None:
+        """Note the statistics of a layer's output that something else has computed."""
+        if y.numel():
+            self._add(layer, FORWARD, forward_row(y), y.device)
+            if fired is not None:
+                fired.mark(y)
+
+    def saw_backward(self, layer: Layer, upstream: torch.Tensor, dx: torch.Tensor, value: torch.Tensor) -> None:
+        """Note the statistics of a backward pass that something else has computed; `value` as in `backward_row`."""
+        if dx.numel():
+            row = backward_row(upstream, dx, value, layer.activation, layer.from_output, layer.limits)
+            self._add(layer, BACKWARD, row, dx.device)
+
+    def take(self) -> tuple[list[tuple[int, int]], torch.Tensor | None]:
+        """Return what was gathered since the last time, and forget it.
+
+        Returns: the number of the layer and FORWARD or BACKWARD of each row, and (rows, COLUMNS) on the device; None if
+            there is nothing.
+        """
+        keys, rows = self._keys, self._rows
+        self._keys, self._rows = [], []
+        return keys, _table(rows, self._device) if rows else None
+
+    def _add(self, layer: Layer, direction: int, row: Row, device: torch.device) -> None:
+        self._keys.append((layer.number, direction))
+        self._rows.append(row)
+        self._device = device
+
+
+def forward_row(y: torch.Tensor) -> Row:
+    """Return the row of a forward pass from its output y of any shape, not empty."""
+    wide = y.to(_accumulation(y.device))
+    norm = _read(torch.linalg.vector_norm(wide))
+    return [y.numel(), _read(wide.sum()), norm * norm, 0, 0, 0, 0, 0]
+
+
+def backward_row(
+    upstream: torch.Tensor,
+    dx: torch.Tensor,
+    value: torch.Tensor,
+    activation: str,
+    from_output: bool,
+    limits: tuple[float, float],
+) -> Row:
+    """Return the row of a backward pass.
+
+    Args:
+        upstream: the gradient that arrives, any shape and strides, not empty.
+        dx: the one that leaves, of that shape.
+        value: the activation's input, or its output if `from_output`, of that shape.
+        activation: "sigmoid", "tanh" or "relu".
+        from_output: what `value` is.
+        limits: between which `value` is not saturated; ReLU's are 0 and infinity, 0 outside.
+    """
+    wide = _accumulation(dx.device)
+    norm, upstream_norm = (_read(torch.linalg.vector_norm(gradient, dtype=wide)) for gradient in (dx, upstream))
+    largest = _larger(*map(_read, torch.aminmax(dx)))
+    zeros = dx.numel() - _read(torch.count_nonzero(dx))
+    low, high = limits
+    value = widen(value)  # a half type would round the limits that it is compared with
+    if activation == "relu":
+        outside = value <= low
+    elif low == -high:
+        outside = value.abs() > high
+    else:
+        outside = (value < low) | (value > high)
+    nonfinite: Number = 0
+    if isinstance(norm, torch.Tensor) or not math.isfinite(norm):
+        nonfinite = dx.numel() - _read(torch.count_nonzero(dx.isfinite()))
+    false_zeros: Number = 0
+    if activation != "relu" and (isinstance(zeros, torch.Tensor) or zeros > 0):
+        defined = value == value if from_output else value.isfinite()
+        false_zeros = _read(torch.count_nonzero((dx == 0) & (upstream != 0) & defined))
+    counts = (zeros, _read(torch.count_nonzero(outside)), nonfinite, false_zeros)
+    return [dx.numel(), upstream_norm * upstream_norm, norm * norm, largest, *counts]
+
+
+def _read(number: torch.Tensor) -> Number:
+    """Return a () tensor's number on the CPU, where to read it is not to wait for it; elsewhere the tensor."""
+    return number.item() if number.device.type == "cpu" else number
+
+
+def _larger(smallest: Number, largest: Number) -> Number:
+    """Return the larger magnitude of the two ends of a range, or NaN."""
+    if isinstance(smallest, torch.Tensor) and isinstance(largest, torch.Tensor):
+        return torch.maximum(-smallest, largest)
+    return max(-smallest, largest)
+
+
+def _table(rows: list[Row], device: torch.device) -> torch.Tensor:
+    wide = _accumulation(device)
+    if device.type == "cpu":
+        return torch.tensor(rows, dtype=wide)
+    filled = [n if isinstance(n, torch.Tensor) else torch.full((), n, device=device) for row in rows for n in row]
+    return torch.stack([number.to(wide) for number in filled]).view(len(rows), COLUMNS)
+
+
+def _accumulation(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
