@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from minigrad import functions
+from minigrad import functions, watched
 from minigrad.checks import check_activation, check_bias, check_order, check_save, check_tensor
 
 
@@ -80,12 +80,7 @@ def bias_activation(x: Tensor, bias: Tensor, activation: str, save: str = "input
     """
     check_activation(activation)
     check_save(save)
-    check_tensor(x, "x")
-    check_tensor(bias, "bias")
-    check_bias(x, bias)
-    if bias.dtype != x.dtype:
-        bias = bias.to(x.dtype)
-    return functions.bias_activation(x, bias, activation, save)
+    return activate_biased(x, bias, activation, save)
 
 
 def derivative(activation: str, x: Tensor, order: int) -> Tensor:
@@ -107,10 +102,29 @@ def derivative(activation: str, x: Tensor, order: int) -> Tensor:
     return functions.derivative(x, None, activation, order)
 
 
-def activate(x: Tensor, activation: str, save: str = "input") -> Tensor:
-    """Apply the activation of that name, one of the three, to each element; see `sigmoid`, `tanh` and `relu`."""
+def activate(x: Tensor, activation: str, save: str = "input", probe: watched.Probe | None = None) -> Tensor:
+    """Apply the activation of that name, one of the three, to each element; see `sigmoid`, `tanh` and `relu`.
+
+    A probe, if there is one, sees it where it can.
+    """
     check_tensor(x, "x")
+    if probe is not None and (y := watched.watched(x, None, probe)) is not None:
+        return y
     if save == "input":
         return functions.derivative(x, None, activation, 0)
     check_save(save)
     return functions.saving_output(x, activation)
+
+
+def activate_biased(
+    x: Tensor, bias: Tensor, activation: str, save: str = "input", probe: watched.Probe | None = None
+) -> Tensor:
+    """Return activation(x + bias), both names being among those there are; see `bias_activation`, and `activate`."""
+    check_tensor(x, "x")
+    check_tensor(bias, "bias")
+    check_bias(x, bias)
+    if bias.dtype != x.dtype:
+        bias = bias.to(x.dtype)
+    if probe is not None and (y := watched.watched(x, bias, probe)) is not None:
+        return y
+    return functions.bias_activation(x, bias, activation, save)

@@ -204,9 +204,7 @@ class SavingOutput(Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         (y,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _times_derivative_from_output(v, y, ctx.activation), None
-        return kernels.backward_from_output(v, y, ctx.activation), None
+        return _backward_from_output(v, y, ctx.activation), None
 
 
 class BiasActivation(Function):
@@ -226,15 +224,8 @@ class BiasActivation(Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         saved, bias = ctx.saved_tensors
         for_x, for_bias = ctx.needs_input_grad[:2]
-        if not torch.is_grad_enabled():
-            dx, db = kernels.bias_activation_backward(v, saved, bias, ctx.activation)
-            return dx if for_x else None, db if for_bias else None, None, None
-        if bias is not None:
-            dz = derivative(widen(saved) + widen(bias), widen(v), ctx.activation, 1)
-        else:
-            dz = _times_derivative_from_output(widen(v), widen(saved), ctx.activation)
-        db = dz.sum(dim=tuple(range(dz.dim() - 1))) if dz.dim() > 1 else dz.clone()
-        return dz.to(v.dtype), db.to(v.dtype), None, None
+        dx, db = _bias_backward(v, saved, bias, ctx.activation)
+        return dx if for_x else None, db if for_bias else None, None, None
 
 
 def saving_output(x: Tensor, activation: str) -> Tensor:
@@ -257,6 +248,39 @@ def bias_activation(x: Tensor, bias: Tensor, activation: str, save: str = "input
     return BiasActivation.apply(x, bias, activation, save)  # type: ignore[no-any-return]
 
 
+def backward_of(layer: kernels.Layer, v: Tensor, saved: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of a layer's input and bias, differentiable where autograd records.
+
+    Args:
+        layer: what was computed.
+        v: the gradient that arrives.
+        saved: the layer's output if it goes by that, and else its input.
+        bias: the bias if it goes by the input and has one, and else None.
+    """
+    if layer.biased:
+        return _bias_backward(v, saved, bias, layer.activation)
+    if layer.from_output and layer.activation != "relu":
+        return _backward_from_output(v, saved, layer.activation), None
+    return derivative(saved, v, layer.activation, 1), None
+
+
+def _bias_backward(v: Tensor, saved: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+    if not torch.is_grad_enabled():
+        return kernels.bias_activation_backward(v, saved, bias, activation)
+    if bias is not None:
+        dz = derivative(widen(saved) + widen(bias), widen(v), activation, 1)
+    else:
+        dz = _times_derivative_from_output(widen(v), widen(saved), activation)
+    db = dz.sum(dim=tuple(range(dz.dim() - 1))) if dz.dim() > 1 else dz.clone()
+    return dz.to(v.dtype), db.to(v.dtype)
+
+
+def _backward_from_output(v: Tensor, y: Tensor, activation: str) -> Tensor:
+    if torch.is_grad_enabled():
+        return _times_derivative_from_output(v, y, activation)
+    return kernels.backward_from_output(v, y, activation)
+
+
 def _times_derivative_from_output(v: Tensor, y: Tensor, activation: str) -> Tensor:
     """Return v f'(x) where y = f(x), from operations that autograd differentiates again."""
     if activation == "relu":
@@ -267,19 +291,6 @@ def _times_derivative_from_output(v: Tensor, y: Tensor, activation: str) -> Tens
 def widen(tensor: Tensor) -> Tensor:
     """Return a half-precision tensor in float32 and any other as it is; differentiable."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def name_of(node: torch.autograd.graph.Node) -> str | None:
-    """Return what a node of the graph computed in words of the public functions; None if it is not one of these."""
-    function = getattr(type(node), "_forward_cls", None)
-    if function not in (Derivative, DoubleBackward, SavingOutput, BiasActivation):
-        return None
-    activation, order = node.activation, getattr(node, "order", 0)  # type: ignore[attr-defined]
-    if function is DoubleBackward:
-        return f"minigrad.double_backward({activation}, {order})"
-    if function is BiasActivation:
-        return f"minigrad.bias_activation({activation})"
-    return f"minigrad.{activation}" if order == 0 else f"minigrad.derivative({activation}, {order})"
 
 
 def transforms_are_active() -> bool:

@@ -1,4 +1,4 @@
-"""Modules: the activations, a linear layer with its activation fused, and a multilayer perceptron."""
+"""Modules: the activations, a linear layer with its activation fused, a multilayer perceptron, and a replacement."""
 
 from __future__ import annotations
 
@@ -11,49 +11,54 @@ from torch import Tensor
 
 from minigrad import functional
 from minigrad.checks import check_activation, check_save
+from minigrad.watched import Probe
 
 
-class _Saving(torch.nn.Module):
+class _Activation(torch.nn.Module):
+    activation: str
+    probe: Probe | None = None  # a monitor's, while it is attached
+
     def __init__(self, save: str = "input") -> None:
         super().__init__()
         check_save(save)
         self.save = save
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the activation to each element."""
+        return functional.activate(x, self.activation, self.save, self.probe)
 
     def extra_repr(self) -> str:
         """Name what differs from the default."""
         return "" if self.save == "input" else f"save={self.save!r}"
 
 
-class Sigmoid(_Saving):
+class Sigmoid(_Activation):
     """`minigrad.sigmoid` as a module. Any shape to the same shape.
 
     Args:
         save: "input" for exact gradients or "output" for PyTorch's memory.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return sigmoid(x)."""
-        return functional.sigmoid(x, self.save)
+    activation = "sigmoid"
 
 
-class Tanh(_Saving):
+class Tanh(_Activation):
     """`minigrad.tanh` as a module. Any shape to the same shape.
 
     Args:
         save: "input" for exact gradients or "output" for PyTorch's memory.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tanh(x)."""
-        return functional.tanh(x, self.save)
+    activation = "tanh"
 
 
-class ReLU(torch.nn.Module):
+class ReLU(_Activation):
     """`minigrad.relu` as a module. Any shape to the same shape."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return relu(x)."""
-        return functional.relu(x)
+    activation = "relu"
+
+    def __init__(self) -> None:
+        super().__init__()
 
 
 class Linear(torch.nn.Linear):
@@ -73,6 +78,8 @@ class Linear(torch.nn.Linear):
     Raises:
         ValueError: an unknown activation or `save`.
     """
+
+    probe: Probe | None = None  # a monitor's, while it is attached
 
     def __init__(
         self,
@@ -97,8 +104,10 @@ class Linear(torch.nn.Linear):
             return super().forward(x)
         product = torch.nn.functional.linear(x, self.weight)
         if self.bias is None:
-            return functional.activate(product, self.activation, self.save)  # type: ignore[unreachable] # torch's stub
-        return functional.bias_activation(product, self.bias, self.activation, self.save)
+            return functional.activate(  # type: ignore[unreachable] # torch's stub
+                product, self.activation, self.save, self.probe
+            )
+        return functional.activate_biased(product, self.bias, self.activation, self.save, self.probe)
 
     def extra_repr(self) -> str:
         """Name the sizes and what differs from the default."""
@@ -142,3 +151,40 @@ class MLP(torch.nn.Sequential):
                 for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes))
             )
         )
+
+
+_OF_TORCH: dict[type[torch.nn.Module], type[_Activation]] = {
+    torch.nn.Sigmoid: Sigmoid,
+    torch.nn.Tanh: Tanh,
+    torch.nn.ReLU: ReLU,
+}
+
+
+def replace_activations(module: torch.nn.Module) -> torch.nn.Module:
+    """Replace torch's sigmoid, tanh and ReLU modules by minigrad's, in place, wherever they are in a model.
+
+    A module that is used in several places is replaced by one module in all of them. Activations that a model calls as
+    functions (`torch.relu(x)`) are not modules and stay, as do subclasses, whose behaviour may be another. An in-place
+    ReLU becomes one that is not: the values are the same, and one tensor more is allocated.
+
+    Args:
+        module: the model; or an activation itself, whose replacement is then returned.
+    Returns: the model, its activations replaced.
+
+    Raises:
+        ValueError: one of them has hooks, which would be lost; then the model is as it was.
+    """
+    replacements: dict[torch.nn.Module, torch.nn.Module] = {}
+    for old in module.modules():
+        if type(old) in _OF_TORCH:
+            if any(getattr(old, hooks) for hooks in _HOOKS):
+                raise ValueError(f"{old} has hooks, which would be lost: remove them before, and add them again")
+            replacements[old] = _OF_TORCH[type(old)]().train(old.training)
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+    return replacements.get(module, module)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from minigrad.autodiff.saving import give_back
-from minigrad.functions import name_of
+from minigrad.names import name_of
 
 T = TypeVar("T")
 Operation = torch.autograd.graph.Node
