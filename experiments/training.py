@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,17 @@ from minigrad.interruption import requested
 from minigrad.loading import saved_parameters
 from minigrad.models import describe, is_same
 from minigrad.objectives.function import Function
+from minigrad.objectives.objective import Objective
 from minigrad.progress import progress
 from minigrad.recipe import Recipe
 from minigrad.record import NonFiniteError, Record
 from minigrad.run import Run
 from minigrad.schedules import SCHEDULES, check_schedule, warm_up
 from minigrad.stopping import Stopping
+from minigrad.surveys import Surveys
 from minigrad.tensors import overwrite
 from minigrad.trainer import Trainer
+from minigrad.watching import MONITORS, Watching, check_monitor
 
 MOST_DRAWN = 5000  # nodes of the graph of the loss; more take megabytes, and are not looked at
 
@@ -42,6 +46,12 @@ class Config(Recipe):
     judge_every: int
     checkpoint_every: int
     keep: int
+    monitor: dict[str, Any]
+    on_verdict: str
+    histogram_every: int | None
+    noise_every: int | None
+    noise_batches: int
+    hessian_every: int | None
     initial: str | None
     resume: str | None
 
@@ -50,12 +60,18 @@ class Config(Recipe):
         if self.learning_rate is None:
             raise UserError("learning_rate has no value; give a number above 0")
         check_schedule(bind(SCHEDULES, self.schedule, "schedule"))
+        check_monitor(bind(MONITORS, self.monitor, "monitor"))
         check_one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        check_one_of("on_verdict", self.on_verdict, ("warn", "stop"))
         check_at_least("warmup_steps", self.warmup_steps, 0)
         for key in ("log_every", "judge_every", "checkpoint_every", "keep"):
             check_at_least(key, getattr(self, key), 1)
-        if self.patience is not None:
-            check_at_least("patience", self.patience, 1)
+        for key in ("patience", "histogram_every", "noise_every", "hessian_every"):
+            if getattr(self, key) is not None:
+                check_at_least(key, getattr(self, key), 1)
+        check_at_least("noise_batches", self.noise_batches, 2)
+        if self.noise_every is not None and self.batch_size is None:
+            raise UserError(f"noise_every={self.noise_every}: objective={self.label} has no batches; leave it out")
         if self.target_loss is not None:
             check(math.isfinite(self.target_loss), "target_loss", self.target_loss, "a finite number")
 
@@ -63,6 +79,25 @@ class Config(Recipe):
     def label(self) -> str:
         """A training run is called by its objective."""
         return str(self.objective["name"])
+
+    def new_watching(self, objective: Objective, run: Run, total: int) -> Watching | None:
+        """Return what watches a network in a run of `total` steps; None for a function, which has no layers."""
+        if self.activation is None:
+            return None
+        return bind(MONITORS, self.monitor, "monitor")(objective.model, run, total)
+
+    def new_surveys(self, trainer: Trainer, run: Run, watching: Watching | None) -> Surveys:
+        """Return what is measured now and then, unseen by what watches."""
+        return Surveys(
+            trainer,
+            run,
+            nullcontext if watching is None else watching.monitor.paused,
+            histogram_every=self.histogram_every,
+            noise_every=self.noise_every,
+            noise_batches=self.noise_batches,
+            batch_size=self.batch_size or 1,
+            hessian_every=self.hessian_every,
+        )
 
     def learning_rate_at(self, total: int) -> Callable[[int], float]:
         """Return the learning rate as a function of the step, in a run of `total` steps."""
@@ -110,7 +145,14 @@ class Training:
         self._config, self._run = config, run
         self._objective = config.new_objective(run.device)
         self.total = config.total_steps(self._objective)
-        self.trainer = config.new_trainer(self._objective, config.learning_rate_at(self.total), config.on_nonfinite)
+        self._watching = config.new_watching(self._objective, run, self.total)
+        self.trainer = config.new_trainer(
+            self._objective,
+            config.learning_rate_at(self.total),
+            config.on_nonfinite,
+            None if self._watching is None else self._watching.monitor,
+        )
+        self._surveys = config.new_surveys(self.trainer, run, self._watching)
         self._stopping = Stopping(config.patience, config.target_loss)
         self._path = path.Path(self.total)
         self._checkpoints = Checkpoints(run.directory / "checkpoints", config.keep)
@@ -126,6 +168,7 @@ class Training:
             print(note, flush=True)
         saved = None if self._config.resume is None else self._checkpoints.newest(complain=print)
         if saved is not None:
+            self._watch()
             self._restore(saved)
             return
         if self._config.initial is not None:
@@ -133,15 +176,17 @@ class Training:
         if self._config.resume is not None:  # it was stopped before its first checkpoint
             self._run.goes_on(0, 0)
         self._draw_graph()
+        self._watch()
         self._keep_point()
 
     def advance(self, stop: Callable[[], bool]) -> None:
         """Train until something is due, or until the step after which `stop` says true."""
         steps = self.trainer.steps
         every = (self._config.judge_every, self._config.checkpoint_every)
-        due = min(self.total, *((steps // n + 1) * n for n in every))
+        due = min(self.total, *((steps // n + 1) * n for n in (*every, *self._surveys.intervals)))
 
         def after_step() -> bool:
+            self._surveys.after_step()
             self._keep_point()
             return stop()
 
@@ -149,12 +194,18 @@ class Training:
             self._write(self.trainer.advance(due - steps, after_step))
         except NonFiniteError as error:
             self._write(error.record)
+            if self._watching is not None:
+                self._watching.judge()
             raise
 
     def look(self) -> None:
-        """Do what is due: judge, and save."""
+        """Do what is due: measure, judge, save; stop where something is wrong and that is asked for."""
+        self._surveys.look()
         if self._is_to_be_saved() or self.trainer.steps % self._config.judge_every == 0:
             self._judge()
+        if self._config.on_verdict == "stop" and self._watching is not None and self._watching.verdicts:
+            self.save()
+            raise RunFailed(f"step {self.trainer.steps}: {self._watching.verdicts[0]}")
 
     def is_over(self) -> bool:
         """Return whether the last step is made or there is a reason to stop."""
@@ -165,7 +216,9 @@ class Training:
         self._save(self._content())
 
     def draw(self) -> None:
-        """Draw the path of the point, if there is one of one or two variables, to TensorBoard and to `figures/`."""
+        """Draw the flow of a network's gradient, or the path of a point of one or two variables, and tell of them."""
+        if self._watching is not None:
+            self._watching.end()
         if self._drawn is not None:
             self._run.figure("path", path.draw(self._drawn.landscape, self._path, self._drawn.x))
 
@@ -201,6 +254,8 @@ class Training:
         tags, values = zip(*self._objective.judge().items(), strict=True)
         judged = dict(zip(tags, torch.stack(values).tolist(), strict=True))
         self._run.scalars(self.trainer.steps, judged)
+        if self._watching is not None:
+            self._watching.judge()
         self._run.flush()
         loss = judged["test/loss"]
         if not math.isfinite(loss) and self._config.on_nonfinite == "stop":
@@ -236,29 +291,36 @@ class Training:
 
     def _write(self, record: Record) -> None:
         """Write the points of the curves, and say which steps were skipped."""
+        self._run.steps = self.trainer.steps
+        seen = [{}] * len(record) if self._watching is None else self._watching.points()
         point: dict[str, float] = {}
         columns = (record.loss, record.gradient_norm, record.learning_rate, record.applied)
-        reports = zip(*(column.tolist() for column in columns), strict=True)
-        for step, (loss, gradient_norm, learning_rate, applied) in enumerate(reports, record.first_step):
+        for i, (loss, gradient_norm, learning_rate, applied) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        ):
             if applied:
-                point = {"train/loss": loss, "gradient_norm": gradient_norm, "learning_rate": learning_rate}
-                if step % self._config.log_every == 0:
-                    self._run.scalars(step, point)
+                point = {"train/loss": loss, "gradient_norm": gradient_norm, "learning_rate": learning_rate, **seen[i]}
+                if (record.first_step + i) % self._config.log_every == 0:
+                    self._run.scalars(record.first_step + i, point)
         skipped = (~record.applied).nonzero().view(-1).tolist()
         if skipped:
             more = f", and {len(skipped) - 1} more up to step {record.first_step + skipped[-1]}" if skipped[1:] else ""
             print(f"{record.complaint(skipped[0])}: skipped{more}", flush=True)
             point["skipped_steps"] = self._run.metrics.get("skipped_steps", 0) + len(skipped)
         self._run.metrics.update(point)
-        self._run.steps = self.trainer.steps
+
+    def _watch(self) -> None:
+        if self._watching is not None:
+            self._watching.monitor.attach()
 
     def _keep_point(self) -> None:
         if self._drawn is not None:
             self._path.add(self.trainer.steps, self._drawn.x)
 
-    def _parts(self) -> dict[str, Trainer | Stopping | path.Path]:
+    def _parts(self) -> dict[str, Trainer | Stopping | path.Path | Watching]:
         """Return what has a state of its own, by the names in a checkpoint."""
-        return {"trainer": self.trainer, "stopping": self._stopping, "path": self._path}
+        watching = {} if self._watching is None else {"watching": self._watching}
+        return {"trainer": self.trainer, "stopping": self._stopping, "path": self._path, **watching}
 
     def _restore(self, saved: dict[str, Any]) -> None:
         try:

@@ -2,7 +2,8 @@
 
 The activations are drop-in replacements for torch's, differentiable to the tenth order; `minigrad.nn` holds them as
 modules. `draw_graph`, `trace_backward` and `check_gradients` show and test what autograd does with any tensors.
-`python -m minigrad.train` trains; `Trainer` does in a script; `load` gives what a run has trained.
+`python -m minigrad.train` trains; `Trainer` does in a script; `GradientMonitor` watches a model train, in any loop;
+`load` gives what a run has trained.
 """
 
 import importlib
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from minigrad.autodiff.saving import saved_for_backward
     from minigrad.autodiff.tracing import trace_backward
     from minigrad.loading import load
+    from minigrad.monitoring.monitor import GradientMonitor
     from minigrad.trainer import Trainer
 
 __all__ = [
+    "GradientMonitor",
     "Trainer",
     "bias_activation",
     "check_gradients",
@@ -41,6 +44,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "GradientMonitor": "minigrad.monitoring.monitor",
     "Trainer": "minigrad.trainer",
     "check_gradients": "minigrad.autodiff.checking",
     "draw_graph": "minigrad.autodiff.drawing",

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from minigrad.errors import UserError
 
@@ -19,9 +20,15 @@ def check_options(function: Callable[..., object], group: str, ranges: Mapping[s
     Raises:
         UserError: an option is out of its range; the message names it, its value and what was expected.
     """
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name not in ranges:
+    for name, value in options_of(function).items():
+        if name not in ranges:
             continue
         holds, expected = ranges[name]
-        if not isinstance(parameter.default, int | float) or not holds(parameter.default):
-            raise UserError(f"{group}.{name}={parameter.default}: expected {expected}")
+        if not isinstance(value, int | float) or not holds(value):
+            raise UserError(f"{group}.{name}={value}: expected {expected}")
+
+
+def options_of(function: Callable[..., object]) -> dict[str, Any]:
+    """Return the values to which a function's keyword-only parameters are bound, its defaults included."""
+    parameters = inspect.signature(function).parameters.items()
+    return {name: p.default for name, p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}

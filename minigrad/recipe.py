@@ -9,6 +9,7 @@ import torch
 
 from minigrad.config import RunConfig, bind, check_at_least, check_learning_rate, check_one_of, check_positive, show
 from minigrad.errors import UserError
+from minigrad.monitoring.monitor import GradientMonitor
 from minigrad.objectives import OBJECTIVES
 from minigrad.objectives.objective import Objective
 from minigrad.rules import RULES, check_rule
@@ -117,7 +118,13 @@ class Recipe(ObjectiveConfig):
         """That of the parameters, whatever autocast computes in."""
         return PRECISIONS[self.precision]
 
-    def new_trainer(self, objective: Objective, learning_rate: Callable[[int], float], on_nonfinite: str) -> Trainer:
+    def new_trainer(
+        self,
+        objective: Objective,
+        learning_rate: Callable[[int], float],
+        on_nonfinite: str,
+        monitor: GradientMonitor | None = None,
+    ) -> Trainer:
         """Return a trainer of an objective."""
         return Trainer(
             objective,
@@ -127,6 +134,7 @@ class Recipe(ObjectiveConfig):
             clip_norm=self.clip_norm,
             autocast=torch.bfloat16 if self.precision == "bfloat16" else None,
             on_nonfinite=on_nonfinite,
+            monitor=monitor,
         )
 
     def total_steps(self, objective: Objective) -> int:

@@ -124,6 +124,10 @@ class Run:
         """Write a matplotlib figure to TensorBoard and to `figures/<tag>.png`; return the file's path."""
         return self._tracker.figure(tag, figure, self.steps)
 
+    def histogram(self, tag: str, step: int, counts: Sequence[int], edges: Sequence[float]) -> None:
+        """Write a histogram of a step to TensorBoard: counts of what lies between edges, of which there is one more."""
+        self._tracker.histogram(tag, step, counts, edges)
+
     def graph(self, drawing: Drawing) -> Path:
         """Write a computation's graph to TensorBoard's page of graphs and to `figures/graph.svg`; return the path."""
         return self._tracker.graph(drawing)

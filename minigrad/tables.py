@@ -27,8 +27,9 @@ def _shown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[list[
 
 
 def _numeric(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[bool]:
-    """Return which columns hold numbers alone."""
-    return [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+    """Return which columns hold numbers, and else nothing but gaps."""
+    cells = [[row[i] for row in rows if row[i] != ""] for i in range(len(columns))]
+    return [bool(column) and all(map(_is_number, column)) for column in cells]
 
 
 def _is_number(cell: Cell) -> bool:

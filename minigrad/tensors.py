@@ -18,13 +18,18 @@ def flatten(named: Named) -> list[Tensor]:
 
 
 def on_host(numbers: list[Tensor]) -> Tensor:
-    """Return () tensors, at least one, as one on the host: (numbers,) of the dtype that holds them all.
+    """Return () tensors, at least one, as one on the host, by one copy: (numbers,) of the dtype that holds them all."""
+    return gathered(numbers).cpu()
 
-    On the CPU they are read one by one, which waits for nothing and is faster than stacking them; elsewhere they are
-    stacked on the device and copied once.
+
+def gathered(numbers: list[Tensor]) -> Tensor:
+    """Return () tensors, at least one, as one on the device of the first: (numbers,) of the dtype that holds them all.
+
+    It waits for nothing. On the CPU the numbers are read one by one, which is faster than to stack them.
     """
-    if numbers[0].device.type != "cpu":
-        return torch.stack(numbers).cpu()
+    device = numbers[0].device
+    if device.type != "cpu":
+        return torch.stack([number.to(device, non_blocking=True) for number in numbers])
     dtype = functools.reduce(torch.promote_types, {number.dtype for number in numbers})
     return torch.tensor([number.item() for number in numbers], dtype=dtype)
 

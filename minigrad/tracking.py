@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from tensorboard.compat.proto.attr_value_pb2 import AttrValue
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.node_def_pb2 import NodeDef
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
@@ -30,6 +30,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from minigrad.autodiff.drawing import Drawing
 from minigrad.autodiff.graph import Graph
 from minigrad.errors import RunFailed
+from minigrad.monitoring.histogram import raw_histogram
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,6 +73,31 @@ class Tracker:
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=buffer.getvalue())
         self._summary(step, [Summary.Value(tag=tag, image=image)])
         return self._write_file(f"{tag.replace('/', '_')}.png", buffer.getvalue())
+
+    def histogram(self, tag: str, step: int, counts: Sequence[int], edges: Sequence[float]) -> None:
+        """Write a histogram under its tag.
+
+        Args:
+            tag: what its values are; the page draws every bucket as wide as it is, so of magnitudes that lie apart by
+                powers of two the exponents are written (`minigrad.monitoring.histogram`).
+            step: when it was taken.
+            counts: (buckets,), of the values in each bucket.
+            edges: (buckets + 1,), rising: where each bucket begins, and where the last one ends.
+
+        Raises:
+            ValueError: the lengths do not fit.
+        """
+        raw = raw_histogram(counts, edges)
+        content = HistogramProto(
+            min=raw["min"],
+            max=raw["max"],
+            num=raw["num"],
+            sum=raw["sum"],
+            sum_squares=raw["sum_squares"],
+            bucket_limit=raw["bucket_limits"],
+            bucket=raw["bucket_counts"],
+        )
+        self._summary(step, [Summary.Value(tag=tag, histo=content)])
 
     def text(self, tag: str, markdown: str, step: int = 0) -> None:
         """Write a text under its tag."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from minigrad.errors import UserError
 from minigrad.guard import guard_of
+from minigrad.monitoring.monitor import GradientMonitor
 from minigrad.objectives.objective import Trainable
 from minigrad.record import NonFiniteError, Record
 from minigrad.rules import Rule, check_rule, new_state
@@ -49,6 +50,7 @@ class Trainer:
         clip_norm: a gradient longer than this, all parameters taken together, is scaled down to it; None: never.
         autocast: dtype in which matrix products are computed (`torch.autocast`); None: that of the parameters.
         on_nonfinite: "stop" raises at the first step that is not finite, "skip" goes on after it.
+        monitor: told when a step has ended, so that what it sees is told apart by steps; attached by whoever made it.
 
     Attributes:
         steps: number of steps made so far.
@@ -69,6 +71,7 @@ class Trainer:
         clip_norm: float | None = None,
         autocast: torch.dtype | None = None,
         on_nonfinite: str = "stop",
+        monitor: GradientMonitor | None = None,
     ) -> None:
         self.objective = objective
         self.rule = rule
@@ -83,6 +86,7 @@ class Trainer:
         self._accumulate = accumulate
         self._clip_norm = clip_norm
         self._stops = on_nonfinite == "stop"
+        self._monitor = monitor
         self._precision: Callable[[], AbstractContextManager[Any]] = (
             nullcontext if autocast is None else partial(torch.autocast, self._tensors[0].device.type, autocast)
         )
@@ -102,6 +106,8 @@ class Trainer:
                 torch._foreach_mul_(gradients, (self._clip_norm / gradient_norm).clamp(max=1))
             update = partial(self.rule, self._tensors, gradients, learning_rate, **self.state)
             applied = self._guard.apply(update, loss, gradient_norm)
+        if self._monitor is not None:
+            self._monitor.step()
         self.steps += 1
         return Report(loss, gradient_norm, gradient_norms, applied, learning_rate)
 
@@ -111,19 +117,22 @@ class Trainer:
             tensor.grad = None
         losses = []
         for i in range(self._accumulate):
-            loss = self.loss(self.steps * self._accumulate + i)
-            if loss.requires_grad:  # what it depends on, if on anything, is found below
-                loss.backward()  # adds to what is there
+            loss = self.loss(self.next_batch + i)
+            part = loss if self._accumulate == 1 else loss / self._accumulate
+            if part.requires_grad:  # what it depends on, if on anything, is found below
+                part.backward()  # adds to what is there
             losses.append(loss.detach())
         gradients = []
         for name, tensor in self.parameters.items():
             if tensor.grad is None:
                 raise UserError(f"the loss does not depend on {name}: leave it out of the objective's parameters()")
             gradients.append(tensor.grad)
-        if self._accumulate == 1:
-            return losses[0], gradients
-        torch._foreach_div_(gradients, self._accumulate)
-        return torch.stack(losses).mean(), gradients
+        return losses[0] if self._accumulate == 1 else torch.stack(losses).mean(), gradients
+
+    @property
+    def next_batch(self) -> int:
+        """Index of the batch with which the next step begins."""
+        return self.steps * self._accumulate
 
     def loss(self, index: int) -> Tensor:
         """Return the loss of the batch of that index, (), with the graph that its backward pass goes through."""

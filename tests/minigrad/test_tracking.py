@@ -11,10 +11,14 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+from torch.utils.tensorboard import SummaryWriter
 
 import minigrad
 from minigrad.autodiff.drawing import draw_graph
+from minigrad.config import RunConfig
 from minigrad.errors import RunFailed
+from minigrad.monitoring.histogram import raw_histogram
+from minigrad.run import Run
 from minigrad.tracking import Tracker
 from minigrad.train import main
 from runs import resume, signalled_after
@@ -122,7 +126,31 @@ def test_a_text_is_read_back(tmp_path):
     assert event.tensor_proto.string_val == [b"```yaml\nseed: 0\n```"]
 
 
-@pytest.mark.parametrize("report", ["scalars", "text", "flush", "close", "figure"])
+def test_a_histogram_is_what_a_summary_writer_writes_of_it(tmp_path):
+    counts, edges = [0, 3, 0, 5, 0], [-3.0, -2.0, -1.0, 0.0, 1.0, 2.0]
+    (tmp_path / "ours").mkdir()
+    tracker = Tracker(tmp_path / "ours")
+    tracker.histogram("log2_gradient", 7, counts, edges)
+    tracker.close()
+    with SummaryWriter(str(tmp_path / "theirs")) as writer:
+        writer.add_histogram_raw("log2_gradient", **raw_histogram(counts, edges), global_step=7)
+    (ours,), (theirs,) = (
+        EventAccumulator(str(tmp_path / name)).Reload().Histograms("log2_gradient") for name in ("ours", "theirs")
+    )
+    assert (ours.step, ours.histogram_value) == (theirs.step, theirs.histogram_value)
+    assert ours.step == 7
+    assert list(ours.histogram_value.bucket) == counts
+
+
+def test_a_run_writes_a_histogram_of_a_step(tmp_path):
+    settings = {"experiment": "exactness", "seed": 0, "device": "cpu", "threads": 1, "deterministic": False}
+    with Run(RunConfig(**settings, run_dir=str(tmp_path / "here"))) as run:
+        run.histogram("log2_gradient", 2, [3, 4], [-1.0, 0.0, 1.0])
+    (event,) = EventAccumulator(str(tmp_path / "here")).Reload().Histograms("log2_gradient")
+    assert (event.step, list(event.histogram_value.bucket)) == (2, [3, 4])
+
+
+@pytest.mark.parametrize("report", ["scalars", "text", "flush", "close", "figure", "histogram"])
 def test_a_full_disk_is_an_error_where_it_happens(report, tmp_path):
     tracker = Tracker(tmp_path)
     tracker.text("fill", "x" * 3000)
@@ -132,6 +160,7 @@ def test_a_full_disk_is_an_error_where_it_happens(report, tmp_path):
         "flush": tracker.flush,
         "close": tracker.close,
         "figure": lambda: tracker.figure("path", Figure()),
+        "histogram": lambda: [tracker.histogram("log2_gradient", step, [1], [0.0, 1.0]) for step in range(1000)],
     }
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))

@@ -32,8 +32,10 @@ def summaries() -> list[dict]:
 TRAINING_KEYS = (
     "keys of experiment=training: experiment, seed, device, threads, deterministic, run_dir, learning_rate, steps, "
     "warmup_steps, accumulate, clip_norm, precision, on_nonfinite, patience, target_loss, log_every, judge_every, "
-    "checkpoint_every, keep, initial, resume, activation, batch_size, epochs, objective, objective.hidden, rule, "
-    "rule.weight_decay, schedule"
+    "checkpoint_every, keep, on_verdict, histogram_every, noise_every, noise_batches, hessian_every, initial, resume, "
+    "activation, batch_size, epochs, objective, objective.hidden, rule, rule.weight_decay, schedule, monitor, "
+    "monitor.window, monitor.share, monitor.vanishing, monitor.depth_vanishing, monitor.exploding, monitor.saturated, "
+    "monitor.dead, monitor.false_zeros, monitor.ratio_high, monitor.ratio_low"
 )
 EXACTNESS_KEYS = (
     "keys of experiment=exactness: experiment, seed, device, threads, deterministic, run_dir, activations, dtypes, "
@@ -41,7 +43,7 @@ EXACTNESS_KEYS = (
 )
 EXPERIMENTS = (
     "backpropagation, chain_rule, computational_graph, detaching, exactness, gradient_accumulation, gradient_basics, "
-    "gradient_flow, gradient_modes, higher_order, learning_rate_range, manual_descent, training"
+    "gradient_flow, gradient_flow_depth, gradient_modes, higher_order, learning_rate_range, manual_descent, training"
 )
 OBJECTIVES = (
     "ackley, beale, booth, branin, breast_cancer, diabetes, digits, himmelblau, mnist5k, parabola, python, quadratic, "
@@ -84,6 +86,14 @@ WRONG = {
     "clip_norm=0": "clip_norm=0.0: expected a finite number above 0",
     "precision=float16": "precision=float16: expected one of float32, float64, bfloat16",
     "on_nonfinite=ignore": "on_nonfinite=ignore: expected one of stop, skip",
+    "on_verdict=raise": "on_verdict=raise: expected one of warn, stop",
+    "monitor=off": "unknown monitor 'off'; there are: gradients, none",
+    "monitor.window=0": "monitor.window=0: expected an integer from 1 on",
+    "monitor.share=1": "monitor.share=1: expected a number between 0 and 1",
+    "monitor.ratio_low=1": "monitor.ratio_low=1: expected a number from 0 on, below ratio_high=0.1",
+    "histogram_every=0": "histogram_every=0: expected an integer from 1 on",
+    "noise_batches=1": "noise_batches=1: expected an integer from 2 on",
+    "objective=parabola noise_every=5": "noise_every=5: objective=parabola has no batches; leave it out",
     "deterministic=maybe": "deterministic=maybe: expected true or false",
     "steps=null epochs=null": "neither steps nor epochs are given; objective=digits needs one of them",
     "objective=parabola precision=bfloat16": "precision=bfloat16: objective=parabola is no network; use float32 or "

@@ -1,0 +1,252 @@
+"""The monitor: what the gradient does in every layer and every step, and what is wrong with it, in words."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from minigrad.errors import UserError
+from minigrad.monitoring.layers import Layers
+from minigrad.monitoring.readings import Readings
+from minigrad.monitoring.steps import Step, flow_of, on_host, updates_of
+from minigrad.monitoring.updates import Updates
+from minigrad.monitoring.verdicts import Thresholds, Verdict, judge, update_ratios
+
+
+class Writer(Protocol):
+    """What a TensorBoard `SummaryWriter` offers, as far as it is used."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Write a number."""
+
+    def add_text(self, tag: str, text_string: str, global_step: int) -> None:
+        """Write a text."""
+
+
+class GradientMonitor:
+    """Watches a model train: the gradient's flow through its activation layers, and the updates of its parameters.
+
+        monitor = minigrad.GradientMonitor(model)
+        with monitor:
+            for step, (inputs, targets) in enumerate(batches):
+                optimizer.zero_grad()
+                loss(model(inputs), targets).backward()
+                optimizer.step()
+                monitor.step()
+                if step % 100 == 0:
+                    monitor.log(writer, step)
+                    for verdict in monitor.verdicts():
+                        print(verdict)
+
+    While it is attached, the kernels of minigrad's modules (`minigrad.nn`) write statistics of what they hold anyway,
+    and results and gradients stay the same to the bit. PyTorch's own activation modules are watched through hooks,
+    which costs passes of their own; `minigrad.nn.replace_activations` makes them minigrad's. Activations called as
+    functions (`torch.relu(x)`) are not seen. Nor are passes that record no gradient, such as an evaluation's, those
+    under torch.func, forward mode or export, and of a compiled model those of PyTorch's own modules; minigrad's leave
+    the compiled graph while they are watched. Detached, it leaves the model as it was.
+
+    Nothing here waits for the device but `read`, and what calls it (`log`).
+
+    What is counted: all backward passes up to `step` are one step, so with an accumulated gradient the figures are
+    those of the whole batch (if each part of the loss was divided by the number of parts before its backward pass, as
+    its gradient has to be). Of a pass made with `create_graph=True` the gradient is counted, and what goes through the
+    graph that it makes is not. Layers are compared in the order in which the model registers them.
+
+    Args:
+        module: the model; its floating-point parameters that require a gradient are watched.
+        thresholds: from where on something is wrong.
+        window: steps by which verdicts go; also those in which a unit of ReLU must have fired not to count as dead.
+
+    Raises:
+        ValueError: `window` is below 1.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        thresholds: Thresholds = Thresholds(),  # noqa: B008 - it never changes
+        window: int = 100,
+    ) -> None:
+        if window < 1:
+            raise ValueError(f"`window` is {window}: pass a number of steps, at least 1")
+        self._thresholds = thresholds
+        self._window = window
+        self._layers = Layers(module, thresholds.share)
+        self._parameters = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad and parameter.is_floating_point()
+        }
+        self._updates = Updates(list(self._parameters.values()))
+        self._steps = 0
+        self._pending: list[Step] = []
+        self._history = self._readings([], {})
+        self._highest_ratio = 0.0
+        self._said: list[str] = []
+
+    def attach(self) -> Self:
+        """Begin to watch; as `with monitor:` does.
+
+        Raises:
+            RuntimeError: it is attached already, or another monitor watches one of the layers.
+        """
+        if self._layers.is_attached:
+            raise RuntimeError("the monitor is attached already: detach it first")
+        if self._layers.through_hooks:
+            warnings.warn(
+                f"{len(self._layers.through_hooks)} activation modules are PyTorch's own and watched through hooks, "
+                "which is slower: minigrad.nn.replace_activations(model) makes them minigrad's",
+                stacklevel=2,
+            )
+        self._layers.attach()
+        self._updates.begin()
+        return self
+
+    __enter__ = attach  # itself, so that a warning is about the line that has `with`
+
+    def detach(self) -> None:
+        """Leave the model as it was; what was measured can still be read."""
+        if self._layers.is_attached:
+            self._layers.detach()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """See nothing for a while, such as passes that are no part of the training."""
+        before, self._layers.is_paused = self._layers.is_paused, True
+        try:
+            yield
+        finally:
+            self._layers.is_paused = before
+
+    def step(self) -> None:
+        """End a step: to be called after the update, while the gradients are still there; a warning if there are none.
+
+        Raises:
+            RuntimeError: the monitor is not attached.
+        """
+        if not self._layers.is_attached:
+            raise RuntimeError("the monitor is not attached: call attach(), or use it as a context")
+        step = Step(self._layers.take(), *self._updates.measure())
+        if step.taken and self._parameters and not step.here:
+            warnings.warn("no parameter has a gradient: call step() before optimizer.zero_grad()", stacklevel=2)
+        self._end_step(step)
+
+    def read(self) -> Readings:
+        """Return what was measured in the steps since the last reading, by one copy from the device.
+
+        Passes after the last `step` belong to a step that has not ended. If there is no step to be read, they are taken
+        for one, without what the update did: so it is where `step` is never called.
+        """
+        if not self._pending:
+            taken = self._layers.take()
+            if taken:
+                self._end_step(Step(taken, [], None))
+        steps, self._pending = self._pending, []
+        dead = self._layers.dead()
+        host = iter(on_host([*(tensor for step in steps for tensor in step.tensors), *dead.values()]))
+        readings = self._readings(
+            [Step([(keys, next(host)) for keys, _ in s.taken], s.here, next(host) if s.here else None) for s in steps],
+            {name: next(host) != 0 for name in dead},
+        )
+        self._history = self._history.followed_by(readings).last(self._window)
+        self._highest_ratio = max([self._highest_ratio, *update_ratios(readings).tolist()])  # of NaN it takes no notice
+        return readings
+
+    @property
+    def history(self) -> Readings:
+        """What was read of the last `window` steps."""
+        return self._history
+
+    def verdicts(self) -> list[Verdict]:
+        """Say what is wrong, by the last `window` steps that were read; nothing if nothing is."""
+        is_early = self._steps < self._window  # a learning rate may have to warm up
+        return judge(self._history, self._thresholds, math.inf if is_early else self._highest_ratio)
+
+    def log(self, writer: Writer, step: int) -> Readings:
+        """Read, and write the medians over the steps since the last reading to TensorBoard; the verdicts as text.
+
+        Args:
+            writer: a `torch.utils.tensorboard.SummaryWriter`, or what has its two methods.
+            step: under which the numbers appear.
+        Returns: the readings.
+        """
+        readings = self.read()
+        for tag, value in readings.median().points()[0].items():
+            writer.add_scalar(tag, value, global_step=step)
+        said = [str(verdict) for verdict in self.verdicts()]
+        if said != self._said:
+            writer.add_text("flow/verdicts", "  \n".join(said) or "nothing is wrong", global_step=step)
+            self._said = said
+        return readings
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that later readings and verdicts depend on besides the model; what has been measured must be read.
+
+        The tensors are the monitor's own, not copies.
+
+        Raises:
+            RuntimeError: there are steps that have not been read.
+        """
+        if self._pending:
+            raise RuntimeError(f"{len(self._pending)} steps have not been read: call read() or log() first")
+        history = self._history
+        return {
+            "steps": self._steps,
+            "layers": self._layers.state_dict(),
+            "updates": self._updates.state_dict(),
+            "history": {"flow": history.flow, "updates": history.updates, "dead": dict(history.dead)},
+            "highest_ratio": self._highest_ratio,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned, once the model has its parameters of then; attached or not.
+
+        Raises:
+            UserError: it is that of another model's monitor.
+        """
+        flow, updates = saved["history"]["flow"].cpu(), saved["history"]["updates"].cpu()
+        found, expected = (flow.shape[1], updates.shape[1]), (len(self._layers.names), len(self._parameters))
+        if found != expected:
+            what = "activation layers and parameters"
+            raise UserError(f"the saved history is of {found} {what}, and here there are {expected}: they do not fit")
+        self._layers.load_state_dict(saved["layers"])
+        self._updates.load_state_dict(saved["updates"])
+        self._steps = int(saved["steps"])
+        self._history = replace(
+            self._history,
+            first_step=self._steps - len(flow),
+            flow=flow,
+            updates=updates,
+            dead={name: units.cpu() for name, units in saved["history"]["dead"].items()},
+        )
+        self._highest_ratio = float(saved["highest_ratio"])
+
+    def _end_step(self, step: Step) -> None:
+        self._pending.append(step)
+        self._steps += 1
+        if self._steps % self._window == 0:
+            self._layers.new_window()
+
+    def _readings(self, steps: list[Step], dead: dict[str, Tensor]) -> Readings:
+        """Return steps on the host as readings."""
+        return Readings(
+            first_step=self._steps - len(steps),
+            layers=dict(zip(self._layers.names, self._layers.activations, strict=True)),
+            flow=flow_of(steps, len(self._layers.names)),
+            parameters={name: tuple(parameter.shape) for name, parameter in self._parameters.items()},
+            updates=updates_of(steps, len(self._parameters)),
+            dead=dead,
+        )

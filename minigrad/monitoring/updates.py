@@ -1,0 +1,90 @@
+"""How parameters and their gradients change from step to step, measured where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigrad.tensors import gathered, overwrite
+
+MEASURED = ("gradient_norm", "parameter_norm", "update_norm", "gradient_cosine")
+
+
+class Updates:
+    """Compares parameters and gradients with those of the step before, of which it keeps copies.
+
+    Norms are accumulated in float64 (on MPS, which has none, in float32): the square of a small gradient is no float32.
+
+    Args:
+        parameters: to be watched, real floating point.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = list(parameters)
+        self._before: list[Tensor] = []  # the parameters; not in a half type, which would round their differences
+        self._directions = [  # the gradients, each of length 1; NaN where there was none
+            torch.full((parameter.numel(),), torch.nan, dtype=_at_least_float32(parameter), device=parameter.device)
+            for parameter in self._parameters
+        ]
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Take the parameters as they are now, in their dtype and on their device, for those before the next step."""
+        self._before = [p.detach().to(_at_least_float32(p), copy=True) for p in self._parameters]
+        self._directions = [
+            direction.to(before) for direction, before in zip(self._directions, self._before, strict=True)
+        ]
+
+    @torch.no_grad()
+    def measure(self) -> tuple[list[int], Tensor | None]:
+        """Return what the last update did, without waiting for the device.
+
+        To be called once after each update, while the gradients are there. The parameter's norm is that before the
+        update; the cosine is that of the angle between this gradient and the one of the last step that was measured.
+
+        Returns: the places of the parameters that have a gradient, and (len(MEASURED) * so many,) numbers, one
+            statistic of all of them after the other; None if none has.
+        """
+        gradients = {i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None}
+        for i, direction in enumerate(self._directions):
+            if i not in gradients:
+                direction.fill_(torch.nan)
+        if not gradients:
+            return [], None
+        here = list(gradients)
+        parameters, before, directions = (
+            [tensors[i].detach() for i in here] for tensors in (self._parameters, self._before, self._directions)
+        )
+        flat = [
+            gradient.to_dense().reshape(-1).to(direction.dtype)
+            for gradient, direction in zip(gradients.values(), directions, strict=True)
+        ]
+        gradient_norms, parameter_norms = _norms(flat), _norms(before)
+        cosines = [torch.dot(*pair) / norm for *pair, norm in zip(flat, directions, gradient_norms, strict=True)]
+        torch._foreach_copy_(directions, flat)  # in place, from here on: fresh memory costs more than the arithmetic
+        torch._foreach_div_(directions, gradient_norms)
+        torch._foreach_sub_(before, parameters)
+        update_norms = _norms(before)
+        torch._foreach_copy_(before, parameters)
+        return here, gathered([*gradient_norms, *parameter_norms, *update_norms, *cosines])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the last gradients' directions, as tensors in use."""
+        return {"directions": self._directions}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned, the parameters being those of then."""
+        overwrite({"directions": self._directions}, saved, "directions of the gradients")
+        self.begin()
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    return list(torch._foreach_norm(tensors, 2, dtype=wide))
