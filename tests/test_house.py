@@ -87,6 +87,7 @@ PUBLIC = {
         "double_backward",
         "make_differentiable",
         "new_tally",
+        "norm",
         "path_for",
     ],
 }

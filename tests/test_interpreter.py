@@ -22,9 +22,11 @@ FILES = [
     "kernels/test_layouts.py",
     "kernels/test_bias.py",
     "kernels/test_operators.py",
+    "kernels/test_statistics.py",
     "minigrad/test_functions.py",
     "minigrad/test_functional.py",
     "minigrad/test_nn.py",
+    "minigrad/test_watched.py",
 ]
 
 

@@ -15,7 +15,7 @@ from minigrad_kernels.operators import (
     new_tally,
     path_for,
 )
-from minigrad_kernels.plain_statistics import COLUMNS, Tally
+from minigrad_kernels.plain_statistics import COLUMNS, Tally, norm
 from minigrad_kernels.polynomials import MAX_ORDER
 from minigrad_kernels.watch import BACKWARD, FORWARD, Fired, Layer
 
@@ -36,5 +36,6 @@ __all__ = [
     "double_backward",
     "make_differentiable",
     "new_tally",
+    "norm",
     "path_for",
 ]

@@ -106,26 +106,31 @@ def _second_stage_kernel(
     row_ptr = partial_ptr + tl.load(segment_ptr) * _COLUMNS
     n_rows = tl.load(segment_ptr + 1)
     out_ptr += segment * _COLUMNS
-    tl.store(out_ptr, tl.load(segment_ptr + 2).to(tl.float64))
+    n_elements = tl.load(segment_ptr + 2).to(tl.float64)
+    tl.store(out_ptr, n_elements)
     if tl.load(segment_ptr + 3) == _BACKWARD:
         _add_up_backward(out_ptr, row_ptr, n_rows, ROWS)
     else:
-        _add_up_forward(out_ptr, row_ptr, n_rows, ROWS)
+        _add_up_forward(out_ptr, row_ptr, n_rows, n_elements, ROWS)
 
 
 @triton.jit
-def _add_up_forward(out_ptr, row_ptr, n_rows, ROWS: tl.constexpr):
+def _add_up_forward(out_ptr, row_ptr, n_rows, n_elements, ROWS: tl.constexpr):
     total = tl.zeros([ROWS], dtype=tl.float64)
+    for start in range(0, n_rows, ROWS):
+        rows = start + tl.arange(0, ROWS)  # [ROWS]
+        deviations = _column(row_ptr, rows, 2, n_rows) / _scales(row_ptr, rows, 1, n_rows)
+        total += _column(row_ptr, rows, 4, n_rows) * _column(row_ptr, rows, 0, n_rows) + deviations
+    mean = tl.sum(total) / n_elements
     squares = tl.zeros([ROWS], dtype=tl.float64)
     for start in range(0, n_rows, ROWS):
         rows = start + tl.arange(0, ROWS)  # [ROWS]
-        pivot = _column(row_ptr, rows, 0, n_rows)
         scale = _scales(row_ptr, rows, 1, n_rows)
         deviations = _column(row_ptr, rows, 2, n_rows) / scale
-        count = _column(row_ptr, rows, 4, n_rows)
-        total += count * pivot + deviations
-        squares += _column(row_ptr, rows, 3, n_rows) / scale / scale + pivot * (2.0 * deviations + count * pivot)
-    tl.store(out_ptr + 1, tl.sum(total))
+        offset = _column(row_ptr, rows, 0, n_rows) - mean
+        squares += _column(row_ptr, rows, 3, n_rows) / scale / scale
+        squares += offset * (2.0 * deviations + _column(row_ptr, rows, 4, n_rows) * offset)
+    tl.store(out_ptr + 1, mean)
     tl.store(out_ptr + 2, tl.sum(squares))
     for column in tl.static_range(3, _COLUMNS):
         tl.store(out_ptr + column, 0.0)

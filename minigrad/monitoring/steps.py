@@ -44,21 +44,14 @@ def on_host(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def flow_of(steps: list[Step], n_layers: int) -> Tensor:
-    """Return the statistics of layers, (steps, layers, len(FLOW)), from their sums."""
-    sums = torch.zeros((len(steps), n_layers, 2, COLUMNS), dtype=torch.float64)
-    places = [
-        (i * n_layers + layer) * 2 + which for i, s in enumerate(steps) for keys, _ in s.taken for layer, which in keys
-    ]
-    if places:
-        rows = torch.cat([rows for step in steps for _, rows in step.taken])
-        index = torch.tensor(places)
-        flat = sums.view(-1, COLUMNS)
-        flat.index_add_(0, index, rows)
-        flat[:, 3] = 0
-        flat[:, 3].scatter_reduce_(0, index, rows[:, 3], "amax")
-    total, upstream, squares, largest, *counts = sums[:, :, BACKWARD].unbind(-1)
-    number, summed, squared, *_ = sums[:, :, FORWARD].unbind(-1)
-    mean = summed / number
+    """Return the statistics of layers, (steps, layers, len(FLOW)), from the rows of their passes."""
+    keys = [(i, *key) for i, step in enumerate(steps) for part, _ in step.taken for key in part]
+    step, layer, direction = torch.tensor(keys, dtype=torch.int64).view(-1, 3).unbind(1)
+    rows = torch.cat([torch.empty(0, COLUMNS, dtype=torch.float64), *(rows for s in steps for _, rows in s.taken)])
+    place, n = step * n_layers + layer, len(steps) * n_layers
+    forward, backward = ((place[direction == which], rows[direction == which], n) for which in (FORWARD, BACKWARD))
+    number, mean, deviations = _moments(*forward)
+    total, upstream, squares, largest, *counts = _sums(*backward)
     statistics = {
         "upstream_rms": (upstream / total).sqrt(),
         "rms": (squares / total).sqrt(),
@@ -66,9 +59,32 @@ def flow_of(steps: list[Step], n_layers: int) -> Tensor:
         "largest": largest.where(total > 0, torch.nan) + 0.0,  # 0.0, not -0.0
         **{name: count / total for name, count in zip(_COUNTED, counts, strict=True)},
         "mean": mean,
-        "deviation": (squared / number - mean.square()).clamp(min=0).sqrt(),
+        "deviation": (deviations / number).sqrt(),
     }
-    return torch.stack([statistics[name] for name in FLOW], -1)
+    return torch.stack([statistics[name] for name in FLOW], -1).view(len(steps), n_layers, len(FLOW))
+
+
+def _moments(place: Tensor, rows: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return number of elements, mean, and squares of the deviations from it, (n,) each, from rows of forward passes.
+
+    Those of several passes at one place are put together as one pass over all of them would have found them.
+
+    Source: T. F. Chan, G. H. Golub and R. J. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+        variances", Technical report STAN-CS-79-773, Stanford University, 1979.
+    """
+    number, means, squares, *_ = rows.unbind(1)
+    zeros = torch.zeros(n, dtype=torch.float64)
+    total = zeros.index_add(0, place, number)
+    mean = zeros.index_add(0, place, number * means) / total
+    offset = means - mean[place]
+    return total, mean, zeros.index_add(0, place, squares + number * offset.square())
+
+
+def _sums(place: Tensor, rows: Tensor, n: int) -> list[Tensor]:
+    """Return the columns of rows of backward passes, (n,) each, added up at each place; of magnitudes the largest."""
+    columns = list(torch.zeros((n, COLUMNS), dtype=torch.float64).index_add(0, place, rows).unbind(1))
+    columns[3] = torch.zeros(n, dtype=torch.float64).scatter_reduce(0, place, rows[:, 3], "amax")
+    return columns
 
 
 def updates_of(steps: list[Step], n_parameters: int) -> Tensor:

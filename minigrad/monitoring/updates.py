@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minigrad.tensors import gathered, overwrite
+from minigrad_kernels import norm
 
 MEASURED = ("gradient_norm", "parameter_norm", "update_norm", "gradient_cosine")
 
@@ -59,7 +60,7 @@ class Updates:
             [tensors[i].detach() for i in here] for tensors in (self._parameters, self._before, self._directions)
         )
         flat = [
-            gradient.to_dense().reshape(-1).to(direction.dtype)
+            (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1).to(direction.dtype)
             for gradient, direction in zip(gradients.values(), directions, strict=True)
         ]
         gradient_norms, parameter_norms = _norms(flat), _norms(before)
@@ -69,7 +70,10 @@ class Updates:
         torch._foreach_sub_(before, parameters)
         update_norms = _norms(before)
         torch._foreach_copy_(before, parameters)
-        return here, gathered([*gradient_norms, *parameter_norms, *update_norms, *cosines])
+        numbers = [*gradient_norms, *parameter_norms, *update_norms, *cosines]
+        if before[0].device.type == "cpu":
+            return here, torch.tensor([float(number) for number in numbers], dtype=torch.float64)
+        return here, gathered(numbers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last gradients' directions, as tensors in use."""
@@ -85,6 +89,9 @@ def _at_least_float32(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _norms(tensors: list[Tensor]) -> list[Tensor]:
-    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
-    return list(torch._foreach_norm(tensors, 2, dtype=wide))
+def _norms(tensors: list[Tensor]) -> list[Any]:
+    """Return the norms of tensors: numbers on the CPU, where to read them is not to wait, () tensors elsewhere."""
+    device = tensors[0].device.type
+    if device == "cpu":
+        return [norm(tensor) for tensor in tensors]
+    return list(torch._foreach_norm(tensors, 2, dtype=torch.float32 if device == "mps" else torch.float64))

@@ -1,6 +1,7 @@
 """Every kernel, compiled for GPUs that are not here, keeps the house's rules in its machine code."""
 
 import importlib.util
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +21,32 @@ _spec.loader.exec_module(aot)
 
 ORDERS = (0, 1, 2, 10)  # the others differ in the length of their polynomial only
 SPECIALIZATIONS = {f"{s.dtype} {s.name}": s for s in aot.specializations(ORDERS)}
+# With statistics a kernel takes twice as long to compile. So of those only what differs in the part that writes them:
+# a half type, and single and (backward) double precision; not sigmoid beside tanh, whose derivative takes more; nor an
+# expanded gradient beside a dense one. The report (aot.py) has all, for all targets.
+WATCHED = {
+    name
+    for name, s in SPECIALIZATIONS.items()
+    if s.is_watched
+    and (s.dtype in ("bf16", "fp32") or (s.dtype == "fp64" and "g_ptr" in s.pointers))
+    and not ("sigmoid" in name or "expanded" in name or name.endswith("relu backward from the output, watched"))
+}
+COMPILED = [
+    (name, target)
+    for name, s in SPECIALIZATIONS.items()
+    for target in aot.TARGETS
+    if not s.is_watched or (name in WATCHED and target in ("sm_90", "gfx942"))
+]
+# ptxas has kernels with bias and statistics spill up to 7 accesses (sm_80), so that a third block fits; AMD's compiler
+# keeps up to 6 scalar registers in lanes of a vector register, which it counts as spilled.
+MOST_SPILLED = 8
 
 
-@pytest.mark.parametrize("target", aot.TARGETS)
-@pytest.mark.parametrize("name", SPECIALIZATIONS)
+@pytest.mark.parametrize(("name", "target"), COMPILED)
 def test_kernel_compiles_to_clean_code(name, target):
     s = SPECIALIZATIONS[name]
     compiled = aot.compile_for(aot.TARGETS[target], s)
-    assert compiled.spilled == 0
+    assert compiled.spilled <= (MOST_SPILLED if s.is_watched and "with bias, backward" in name else 0)
     assert compiled.wide_loads >= aot.wide_accesses(aot.TARGETS[target], s.bytes_loaded)
     assert compiled.wide_stores >= aot.wide_accesses(aot.TARGETS[target], s.bytes_stored)
     assert compiled.addresses_are_64_bit
@@ -43,6 +62,23 @@ def test_misaligned_operand_leaves_the_others_wide(target):
         compiled.wide_loads >= aot.wide_accesses(aot.TARGETS[target], s.bytes_loaded) // 2
     )  # AMD reads all of it wide
     assert compiled.wide_stores == aot.wide_accesses(aot.TARGETS[target], s.bytes_stored)
+
+
+OF_REDUCTIONS = {
+    "order 0, upstream none": ("shfl.sync", "bar.sync"),
+    "order 1, upstream dense": ("shfl.sync", "bar.sync"),
+    "backward from the output": ("shfl.sync", "bar.sync"),
+    "with bias": ("shfl.sync",),  # the bias goes through shared memory, which takes a barrier
+}
+
+
+@pytest.mark.parametrize("name", OF_REDUCTIONS)
+def test_kernel_without_statistics_has_no_trace_of_them(name):
+    s = SPECIALIZATIONS[f"fp32 tanh {name}"]
+    ptx, watched = (aot.compile_for(aot.TARGETS["sm_90"], each).assembly for each in (s, s.watched))
+    of_triton = 2  # scratch pointers that every kernel is given
+    assert len(re.findall(r"\.param .*_param_\d+,?\n", ptx)) == len(s.pointers) + len(s.sizes) + of_triton
+    assert all(instruction in watched and instruction not in ptx for instruction in OF_REDUCTIONS[name])
 
 
 def test_checks_see_what_they_look_for():

@@ -12,7 +12,7 @@ import torch
 import cases
 import minigrad
 from cases import INTERPRETED
-from minigrad.nn import MLP, Linear, ReLU, Sigmoid, Tanh
+from minigrad.nn import MLP, Linear, ReLU, Sigmoid, Tanh, replace_activations
 
 EVERY_ACTIVATION = pytest.mark.parametrize("activation", cases.ACTIVATIONS)
 MODULES = {"sigmoid": Sigmoid, "tanh": Tanh, "relu": ReLU}
@@ -158,6 +158,67 @@ def test_copies_and_files_keep_the_model(device):
         assert repr(same) == repr(model)
         assert torch.equal(same(x), model(x))
         assert same[0].weight is not model[0].weight
+
+
+class Reused(torch.nn.Module):
+    """A model with one activation in two places, one that a base class defines anew, and one that is a function."""
+
+    class Doubled(torch.nn.Tanh):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    def __init__(self):
+        super().__init__()
+        self.shared = torch.nn.Tanh()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 4), self.shared, torch.nn.Linear(4, 4), torch.nn.Sigmoid())
+        self.blocks = torch.nn.ModuleDict({"relu": torch.nn.ReLU(inplace=True), "own": self.Doubled()})
+        self.nothing = None
+
+    def forward(self, x):
+        return self.blocks["own"](self.blocks["relu"](torch.relu(self.shared(self.layers(x)) - 0.5) - 0.1))
+
+
+def test_replaced_activations_are_minigrads_and_compute_the_same(device):
+    torch.manual_seed(4)
+    model = Reused().to(device, torch.float64)
+    model.layers[3].eval()
+    expected, x = copy.deepcopy(model), matrix(device, 5, 4, dtype=torch.float64)
+    state = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    assert replace_activations(model) is model
+    assert [type(m) for m in (*model.layers[1::2], *model.blocks.values())] == [Tanh, Sigmoid, ReLU, Reused.Doubled]
+    assert model.shared is model.layers[1]
+    assert [m.training for m in (model.layers[1], model.layers[3])] == [True, False]
+    assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == state
+    results = [(m(x), *torch.autograd.grad(m(x).sum(), m.parameters())) for m in (model, expected)]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+    assert replace_activations(model).shared is model.shared  # nothing is left to do
+
+
+@EVERY_ACTIVATION
+def test_activation_that_is_the_whole_model_is_replaced(activation):
+    torchs = {"sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[activation]
+    assert type(replace_activations(torchs())) is MODULES[activation]
+    with_weights = torch.nn.Linear(2, 2)
+    assert replace_activations(with_weights) is with_weights
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    ],
+)
+def test_activation_with_hooks_is_not_replaced(add):
+    model = torch.nn.Sequential(torch.nn.Sigmoid(), torch.nn.Tanh())
+    handle = getattr(model[1], add)(lambda *_: None)
+    with pytest.raises(ValueError, match=r"Tanh\(\) has hooks, which would be lost: remove them"):
+        replace_activations(model)
+    assert type(model[0]) is torch.nn.Sigmoid  # nothing is replaced
+    handle.remove()
+    assert type(replace_activations(model)[1]) is Tanh
 
 
 DATA_PARALLEL = """

@@ -1,0 +1,684 @@
+import io
+import math
+import warnings
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn as torch_nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.tensorboard import SummaryWriter
+
+from cases import ACTIVATIONS
+from minigrad import nn
+from minigrad.errors import UserError
+from minigrad.monitoring.monitor import GradientMonitor
+from minigrad.monitoring.readings import FLOW
+
+RELATIVE = 1e-5
+WINDOW = 4
+
+
+def network(activation="tanh", depth=2, width=16, seed=0):
+    torch.manual_seed(seed)
+    return nn.MLP([8, *[width] * depth, 1], activation)
+
+
+def torchs(activation=torch_nn.Tanh):
+    torch.manual_seed(0)
+    return torch_nn.Sequential(torch_nn.Linear(8, 16), activation(), torch_nn.Linear(16, 16), activation())
+
+
+def batch(step=0, rows=32):
+    """Return inputs and targets that a network can learn."""
+    x = torch.randn((rows, 8), generator=torch.Generator().manual_seed(step))
+    return x, x.sin().sum(1, keepdim=True) / 4
+
+
+def loss_of(model, step=0, rows=32):
+    x, target = batch(step, rows)
+    return (model(x) - target).square().mean()
+
+
+def one_step(model, optimizer, monitor, step=0, scale=1.0):
+    optimizer.zero_grad()
+    (scale * loss_of(model, step)).backward()
+    optimizer.step()
+    monitor.step()
+
+
+def train(model, monitor, n_steps=2 * WINDOW, learning_rate=0.05, optimizer=torch.optim.SGD):
+    optimizer = optimizer(model.parameters(), lr=learning_rate)
+    for step in range(n_steps):
+        one_step(model, optimizer, monitor, step)
+
+
+def watched(model, **options):
+    """Return a monitor that is attached, without the warning that it gives for PyTorch's modules."""
+    monitor = GradientMonitor(model, **options)
+    with warnings.catch_warnings(action="ignore"):
+        return monitor.attach()
+
+
+def seen(model, passes):
+    """Return the flow, (layers, statistics), of what a function of the model does in one step."""
+    monitor = watched(model)
+    model.zero_grad()
+    passes(model)
+    monitor.step()
+    monitor.detach()
+    return monitor.read().flow[0]
+
+
+def assert_same(found, expected, relative=0.0):
+    torch.testing.assert_close(found, expected, rtol=relative, atol=0, equal_nan=True)
+
+
+MODELS = {**{name: lambda name=name: network(name) for name in ACTIVATIONS}, "PyTorch's": torchs}
+EVERY_MODEL = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+OURS_AND_TORCHS = pytest.mark.parametrize("make", [network, torchs], ids=["minigrad's", "PyTorch's"])
+
+
+# What is counted.
+
+
+def whole(model):
+    loss_of(model).backward()
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+@EVERY_MODEL
+def test_an_accumulated_gradient_has_the_figures_of_the_whole_batch(make, parts):
+    def accumulated(model):
+        x, target = batch()
+        for inputs, wanted in zip(x.chunk(parts), target.chunk(parts), strict=True):
+            ((model(inputs) - wanted).square().mean() / parts).backward()
+
+    model = make()
+    found, expected = seen(model, accumulated), seen(model, whole)
+    assert not expected[:, :-2].isnan().any()
+    for name, values in zip(FLOW, found.unbind(-1), strict=True):
+        is_counted = name in ("zeros", "saturated", "nonfinite", "false_zeros")
+        assert_same(values, expected[:, FLOW.index(name)], 0 if is_counted else RELATIVE)
+
+
+@EVERY_MODEL
+def test_a_gradient_penalty_is_not_counted_as_a_second_pass(make):
+    def penalized(model):
+        loss = loss_of(model)
+        gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        (loss + sum(gradient.square().sum() for gradient in gradients)).backward()
+
+    model = make()
+    assert_same(seen(model, penalized), seen(model, whole))
+
+
+@EVERY_MODEL
+def test_a_hessian_vector_product_is_not_counted_as_a_second_pass(make):
+    def product(model):
+        parameters = list(model.parameters())
+        gradients = torch.autograd.grad(loss_of(model), parameters, create_graph=True)
+        for _ in range(2):
+            torch.autograd.grad(gradients, parameters, [torch.ones_like(p) for p in parameters], retain_graph=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.detach()
+
+    model = make()
+    assert_same(seen(model, product), seen(model, whole))
+
+
+@EVERY_MODEL
+def test_evaluation_paused_passes_and_transforms_are_not_counted(make):
+    def others_between(model):
+        x, _ = batch(1)
+        with torch.no_grad():
+            model(x)
+        with torch.inference_mode():
+            model(x)
+        torch.func.grad(lambda inputs: model(inputs).sum())(x)
+        torch.func.jvp(model, (x,), (x,))
+        torch.autograd.functional.jacobian(lambda inputs: model(inputs).sum(0), x, vectorize=True)
+        whole(model)
+
+    model = make()
+    expected = seen(model, whole)
+    found = seen(model, others_between)
+    of_a_pass = [FLOW.index(name) for name in FLOW if name not in ("mean", "deviation")]
+    assert_same(found[:, of_a_pass], expected[:, of_a_pass])  # the vectorized one records its forward pass
+
+
+@EVERY_MODEL
+def test_what_happens_in_a_pause_is_not_counted(make):
+    monitor = None
+
+    def interrupted(model):
+        loss = loss_of(model)
+        with monitor.paused():
+            with monitor.paused():
+                loss_of(model, 1).backward()
+            (3 * loss).backward(retain_graph=True)
+        model.zero_grad()
+        loss.backward()
+
+    model = make()
+    expected = seen(model, whole)
+    monitor = watched(model)
+    interrupted(model)
+    monitor.step()
+    assert_same(monitor.read().flow[0], expected)
+
+
+def test_a_pause_around_attaching_ends_with_it():
+    model = network()
+    monitor = GradientMonitor(model)
+    with monitor.paused():
+        monitor.attach()
+        whole(model)
+    monitor.step()
+    whole(model)
+    monitor.step()
+    assert monitor.read().flow.isnan().all(-1).all(-1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@EVERY_MODEL
+def test_checkpointing_has_the_statistics_and_the_gradients_of_a_plain_pass(make, use_reentrant):
+    def recomputed(model):
+        x, target = batch()
+        y = checkpoint(model, x.requires_grad_(), use_reentrant=use_reentrant)
+        (y - target).square().mean().backward()
+
+    model = make()
+    expected, gradients = seen(model, whole), [p.grad.clone() for p in model.parameters()]
+    # A pass that is counted twice, forward, as it is recomputed, has the same mean but for its last bits.
+    assert_same(seen(model, recomputed), expected, 1e-12)
+    assert all(map(torch.equal, gradients, [p.grad for p in model.parameters()]))
+
+
+def test_autocast_is_watched_in_the_dtype_that_it_computes_in():
+    def in_bfloat16(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            whole(model)
+
+    model = network()
+    found, expected = seen(model, in_bfloat16), seen(model, whole)
+    rounded = 0.02  # some roundings to eight bits
+    assert_same(found[:, FLOW.index("gain")], expected[:, FLOW.index("gain")], rounded)
+    assert not torch.equal(found, expected)
+
+
+# Reading.
+
+
+@OURS_AND_TORCHS
+def test_steps_are_read_in_order_however_many_at_a_time(make):
+    every_step, model, at_once = [], make(), make()
+    monitor = watched(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for step in range(5):
+        one_step(model, optimizer, monitor, step)
+        every_step.append(monitor.read())
+        assert (len(every_step[-1]), every_step[-1].first_step) == (1, step)
+    monitor = watched(at_once)
+    train(at_once, monitor, 5)
+    readings = monitor.read()
+    assert (len(readings), readings.first_step) == (5, 0)
+    assert_same(readings.flow, torch.cat([one.flow for one in every_step]))
+    assert_same(readings.updates, torch.cat([one.updates for one in every_step]))
+
+
+def test_what_was_read_is_not_read_again_and_the_history_keeps_a_window_of_it():
+    model = network("relu")
+    monitor = watched(model, window=WINDOW)
+    assert len(monitor.history) == len(monitor.read()) == 0
+    train(model, monitor, 3)
+    first = monitor.read()
+    assert len(monitor.read()) == 0
+    train(model, monitor, 6)
+    assert len(monitor.history) == 3
+    later = monitor.read()
+    assert (len(later), later.first_step) == (6, 3)
+    monitor.read()
+    assert (len(monitor.history), monitor.history.first_step) == (WINDOW, 9 - WINDOW)
+    assert_same(monitor.history.flow, torch.cat([first.flow, later.flow])[-WINDOW:])
+    assert monitor.history.dead.keys() == {"0", "1"}
+
+
+def test_the_highest_update_ratio_survives_readings_of_nothing():
+    model = network()
+    monitor = watched(model, window=1)
+    train(model, monitor, 3)
+    monitor.read()
+    monitor.read()
+    model.zero_grad()
+    monitor.step()  # without an update
+    monitor.read()
+    train(model, monitor, 3, learning_rate=1e-12)
+    monitor.read()
+    assert monitor.verdicts() == []  # small updates, but they have not always been
+
+
+def test_without_step_each_reading_is_one():
+    model = network("relu")
+    monitor = watched(model, window=2)
+    for i in range(3):
+        whole(model)
+        readings = monitor.read()
+        assert (len(readings), readings.first_step) == (1, i)
+        assert not readings.flow[..., :-3].isnan().any()
+        assert readings.updates.isnan().all()
+    assert readings.dead.keys() == {"0", "1"}  # a window is over
+    assert len(monitor.read()) == 0
+
+
+def test_passes_after_the_last_step_wait_for_the_step_that_they_belong_to():
+    model = network()
+    monitor = watched(model)
+    train(model, monitor, 1)
+    whole(model)
+    assert len(monitor.read()) == 1
+    monitor.step()
+    assert monitor.read().flow[0, 0, FLOW.index("gain")].item() > 0
+
+
+def test_a_model_without_layers_or_parameters_can_be_watched():
+    model = torch_nn.Linear(3, 3).requires_grad_(False)
+    with GradientMonitor(model) as monitor:
+        monitor.step()
+        readings = monitor.read()
+        assert (len(readings), readings.points()) == (1, [{}])
+        assert monitor.verdicts() == []
+
+
+def test_replaced_activations_are_watched_without_a_warning_and_with_the_same_figures():
+    theirs, ours = torchs(), nn.replace_activations(torchs())
+    with warnings.catch_warnings(action="error"), GradientMonitor(ours):
+        pass
+    assert_same(seen(ours, whole), seen(theirs, whole), RELATIVE)
+
+
+def test_the_warning_says_how_many_modules_are_watched_through_hooks_and_what_to_do():
+    text = (
+        r"2 activation modules are PyTorch's own .*: minigrad\.nn\.replace_activations\(model\) makes them minigrad's"
+    )
+    with pytest.warns(UserWarning, match=text) as warned, GradientMonitor(torchs()):
+        pass
+    assert [warning.filename for warning in warned] == [__file__]
+
+
+# Attaching.
+
+
+def hooks(model):
+    return [hook for part in model.modules() for hook in part._forward_hooks]
+
+
+@OURS_AND_TORCHS
+def test_what_is_raised_inside_detaches(make):
+    model = make()
+    monitor = GradientMonitor(model)
+    with pytest.raises(ZeroDivisionError), warnings.catch_warnings(action="ignore"), monitor:
+        raise ZeroDivisionError
+    assert hooks(model) == []
+    assert all("probe" not in vars(part) for part in model.modules())
+    monitor.detach()  # once more does no harm
+
+
+def test_a_warning_turned_into_an_error_leaves_the_model_as_it_was():
+    model = torchs()
+    with pytest.raises(UserWarning), warnings.catch_warnings(action="error"), GradientMonitor(model):
+        pass
+    assert hooks(model) == []
+
+
+@OURS_AND_TORCHS
+def test_attaching_twice_and_two_monitors_are_errors_that_say_what_to_do(make):
+    model = make()
+    monitor = watched(model)
+    with pytest.raises(RuntimeError, match="attached already: detach it first"):
+        watched_again = monitor.attach()
+    with pytest.raises(RuntimeError, match="is watched by another monitor: detach that one first"):
+        watched_again = watched(model)
+    monitor.detach()
+    watched_again = watched(model)
+    assert len(watched_again.read()) == 0
+
+
+def test_a_step_of_a_monitor_that_is_not_attached_is_an_error_and_what_was_measured_can_be_read():
+    model = network()
+    monitor = GradientMonitor(model)
+    with pytest.raises(RuntimeError, match=r"not attached: call attach\(\), or use it as a context"):
+        monitor.step()
+    with monitor:
+        train(model, monitor, 2)
+    with pytest.raises(RuntimeError, match="not attached"):
+        monitor.step()
+    assert len(monitor.read()) == 2
+
+
+@OURS_AND_TORCHS
+def test_a_step_after_the_gradients_are_gone_is_warned_of(make):
+    model = make()
+    monitor = watched(model)
+    whole(model)
+    model.zero_grad()
+    with pytest.warns(UserWarning, match=r"no parameter has a gradient: call step\(\) before optimizer\.zero_grad\(\)"):
+        monitor.step()
+    monitor.step()  # nothing has happened in this one
+    readings = monitor.read()
+    assert readings.updates.isnan().all()
+    assert not readings.flow[0].isnan().any()
+
+
+def test_a_window_without_steps_is_an_error():
+    with pytest.raises(ValueError, match="`window` is 0: pass a number of steps, at least 1"):
+        GradientMonitor(network(), window=0)
+
+
+# TensorBoard.
+
+
+class Writer:
+    """Keeps what is written."""
+
+    def __init__(self):
+        self.scalars, self.texts = {}, []
+
+    def add_scalar(self, tag, scalar_value, global_step):
+        self.scalars[tag, global_step] = scalar_value
+
+    def add_text(self, tag, text_string, global_step):
+        self.texts.append((tag, text_string, global_step))
+
+
+def test_medians_are_logged_under_their_tags():
+    model = network("relu")
+    monitor, writer = watched(model, window=2), Writer()
+    train(model, monitor, 5)
+    readings = monitor.log(writer, 17)
+    assert len(readings) == 5
+    written = {tag: value for (tag, step), value in writer.scalars.items() if step == 17}
+    assert len(written) == len(writer.scalars)
+    assert written["flow/0/gain"] == readings.layer("0")["gain"].median().item()
+    assert written["update_ratio/1.weight"] == readings.parameter("1.weight")["update_ratio"].median().item()
+    assert written["flow/1/dead"] == readings.dead["1"].double().mean().item()
+    assert not any(math.isnan(value) for value in written.values())
+
+
+def test_verdicts_are_written_when_they_change():
+    model = network("tanh", depth=1)
+    monitor, writer = watched(model, window=1), Writer()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def logged(step, scale):
+        one_step(model, optimizer, monitor, 0, scale)
+        monitor.log(writer, step)
+
+    logged(0, 1.0)
+    assert writer.texts == []
+    logged(1, math.nan)
+    (text,) = writer.texts
+    assert text == ("flow/verdicts", str(monitor.verdicts()[0]), 1)
+    assert text[1].startswith("layer 0 (tanh): non-finite: 100 % of the gradient")
+    writer.texts.clear()
+    monitor.log(writer, 2)
+    assert writer.texts == []
+    model.load_state_dict(network("tanh", depth=1).state_dict())
+    logged(3, 1.0)
+    logged(4, 1.0)
+    assert writer.texts == [("flow/verdicts", "nothing is wrong", 3)]
+
+
+def test_pytorchs_writer_takes_it(tmp_path):
+    model = network("sigmoid")
+    with torch.no_grad():
+        model[1].weight.mul_(200)
+    monitor = watched(model, window=2)
+    train(model, monitor, 2)
+    with SummaryWriter(str(tmp_path)) as writer:
+        readings = monitor.log(writer, 2)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert set(events.Tags()["scalars"]) == readings.points()[-1].keys() | readings.points()[0].keys()
+    (event,) = events.Scalars("flow/1/gain")
+    assert event.value == pytest.approx(readings.layer("1")["gain"].min().item(), rel=1e-6)
+    (text,) = events.Tensors("flow/verdicts/text_summary")
+    assert b"layer 1 (sigmoid): vanishing" in text.tensor_proto.string_val[0]
+
+
+# Verdicts of real runs.
+
+
+def scaled(model, factor, which=slice(None)):
+    """Return a network whose weights, or some of them, are larger by a factor."""
+    with torch.no_grad():
+        for layer in list(model)[which]:
+            layer.weight.mul_(factor)
+    return model
+
+
+def naive(activation, deviation):
+    """Return a network of 12 layers whose weights are normal with one deviation in all, and its biases 0."""
+    model = network(activation, depth=12)
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.normal_(0, deviation)
+            layer.bias.zero_()
+    return model
+
+
+def silenced():
+    """Return a network most of whose first layer is never active."""
+    model = network("relu")
+    with torch.no_grad():
+        model[0].bias[:10] = -100
+    return model
+
+
+def judged(model, learning_rate=0.02, optimizer=torch.optim.SGD, n_steps=2 * WINDOW, scale=1.0):
+    """Train, and return where which verdict is given."""
+    monitor = watched(model, window=WINDOW)
+    optimizer = optimizer(model.parameters(), lr=learning_rate)
+    for step in range(n_steps):
+        one_step(model, optimizer, monitor, step, scale)
+    monitor.read()
+    monitor.detach()
+    return {(verdict.kind, verdict.where): str(verdict) for verdict in monitor.verdicts()}
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+@EVERY_MODEL
+def test_a_healthy_run_gets_no_word(make, optimizer):
+    assert judged(make(), 0.02 if optimizer is torch.optim.SGD else 0.005, optimizer) == {}
+
+
+def test_a_layer_of_sigmoid_with_large_weights_vanishes():
+    found = judged(scaled(network("sigmoid"), 60, slice(1, 2)))
+    assert list(found) == [("vanishing", "1")]
+    assert "layer 1 (sigmoid): vanishing: the gradient shrinks 22-fold here; 80 %" in found["vanishing", "1"]
+
+
+def test_a_deep_network_with_small_weights_vanishes_over_depth():
+    found = judged(naive("tanh", 0.1))
+    assert list(found) == [("vanishing", "")]
+    assert "from layer 11 back to layer 0 the gradient shrinks" in found["vanishing", ""]
+
+
+def test_a_deep_network_with_large_weights_explodes():
+    found = judged(naive("relu", 0.8), learning_rate=1e-20)
+    assert list(found) == [("exploding", "")]
+    assert "from layer 11 back to layer 0 the gradient grows" in found["exploding", ""]
+
+
+def test_units_of_relu_with_a_large_negative_bias_are_dead():
+    found = judged(silenced())
+    assert list(found) == [("dead", "0")]
+    assert "62 % of its 16 units fire on no input and learn nothing" in found["dead", "0"]
+
+
+def test_tanh_with_large_weights_is_saturated():
+    found = judged(scaled(network("tanh"), 12, slice(1)), learning_rate=0.005)
+    assert list(found) == [("saturated", "0")]
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1e-39), (torch.float16, 1e-6)], ids=str)
+def test_gradients_too_small_for_the_dtype_are_false_zeros(dtype, scale):
+    model = network("tanh").to(dtype)
+    monitor = watched(model, window=WINDOW)
+    for step in range(WINDOW):
+        x, target = batch(step)
+        model.zero_grad()
+        ((model(x.to(dtype)) - target.to(dtype)) * scale).sum().backward()
+        monitor.step()
+    monitor.read()
+    assert [verdict.kind for verdict in monitor.verdicts()] == ["false zeros"]
+
+
+def test_a_learning_rate_too_large_is_told():
+    found = judged(network("relu"), learning_rate=1.0, optimizer=torch.optim.Adam, n_steps=1)
+    assert list(found) == [("learning rate too large", "")]
+
+
+def test_a_learning_rate_too_small_is_told_once_a_window_is_over():
+    assert judged(network(), learning_rate=1e-7, n_steps=WINDOW - 1) == {}
+    assert list(judged(network(), learning_rate=1e-7)) == [("learning rate too small", "")]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@EVERY_MODEL
+def test_the_first_step_that_is_not_finite_is_told_with_its_layer(make, value):
+    model = make()
+    monitor = watched(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step, scale in enumerate([1.0, 1.0, value, 1.0]):
+        one_step(model, optimizer, monitor, step, scale)
+    monitor.read()
+    verdict = monitor.verdicts()[0]
+    assert (verdict.kind, verdict.where) == ("non-finite", monitor._layers.names[-1])
+    assert "at step 2, first on the way back from the loss" in str(verdict)
+
+
+# Going on in another process.
+
+
+def a_run(make, n_steps, interrupted_after=None, attached_first=True):
+    """Train, and return the readings of each step, and the monitor.
+
+    After `interrupted_after` steps everything is saved, and loaded into new objects.
+    """
+    model = make()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    monitor = watched(model, window=WINDOW)
+    found = []
+    for step in range(n_steps):
+        if step == interrupted_after:
+            file = io.BytesIO()
+            torch.save((model.state_dict(), optimizer.state_dict(), monitor.state_dict()), file)
+            monitor.detach()
+            file.seek(0)
+            states = torch.load(file, weights_only=True)
+            model = scaled(make(), 0.5)
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+            monitor = watched(model, window=WINDOW)
+            if not attached_first:
+                monitor.detach()
+            for each, state in zip((model, optimizer, monitor), states, strict=True):
+                each.load_state_dict(state)
+            if not attached_first:
+                monitor.attach()
+        one_step(model, optimizer, monitor, step)
+        found.append(monitor.read())
+    return found, monitor
+
+
+@pytest.mark.parametrize(("after", "attached_first"), [(1, False), (WINDOW, False), (2 * WINDOW - 1, True)])
+def test_a_monitor_goes_on_in_a_new_process_as_if_never_interrupted(after, attached_first):
+    (expected, monitor), (found, resumed) = (a_run(silenced, 11, stop, attached_first) for stop in (None, after))
+    for one, other in zip([*found, resumed.history], [*expected, monitor.history], strict=True):
+        assert one.first_step == other.first_step
+        assert_same(one.flow, other.flow)
+        assert_same(one.updates, other.updates)
+        assert {name: units.tolist() for name, units in one.dead.items()} == {
+            name: units.tolist() for name, units in other.dead.items()
+        }
+    assert resumed.history.dead["0"].tolist() == [True] * 10 + [False] * 6
+    assert monitor.verdicts() == resumed.verdicts()
+    assert [verdict.kind for verdict in resumed.verdicts()] == ["dead"]
+    assert not found[after].parameter("0.weight")["gradient_cosine"].isnan().item()
+
+
+def test_the_highest_update_ratio_is_part_of_the_state():
+    model = network()
+    monitor = watched(model, window=WINDOW)
+    train(model, monitor)
+    monitor.read()
+    monitor.detach()
+    with GradientMonitor(model, window=WINDOW) as other:
+        other.load_state_dict(monitor.state_dict())
+        train(model, other, learning_rate=1e-9)
+        other.read()
+        assert other.verdicts() == []
+
+
+def test_the_state_of_a_monitor_that_has_seen_nothing_can_be_loaded():
+    monitor = GradientMonitor(network("relu"))
+    GradientMonitor(network("relu")).load_state_dict(monitor.state_dict())
+
+
+def test_what_has_not_been_read_is_no_part_of_a_state():
+    model = network()
+    monitor = watched(model)
+    train(model, monitor, 3)
+    with pytest.raises(RuntimeError, match=r"3 steps have not been read: call read\(\) or log\(\) first"):
+        monitor.state_dict()
+
+
+def test_the_state_of_another_models_monitor_is_refused():
+    saved = GradientMonitor(network(depth=3)).state_dict()
+    message = r"\(3, 8\) activation layers and parameters, and here there are \(2, 6\): they do not fit"
+    with pytest.raises(UserError, match=message):
+        GradientMonitor(network(depth=2)).load_state_dict(saved)
+
+
+# No waiting.
+
+
+@OURS_AND_TORCHS
+def test_a_step_reads_nothing_from_the_device(make):
+    """On the meta device, whose tensors have no values: to read one raises."""
+    model = make().to("meta")
+    monitor = watched(model, window=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.empty(4, 8, device="meta")).sum().backward()
+        optimizer.step()
+        monitor.step()
+    with pytest.raises(RuntimeError, match="meta"):
+        monitor.read()
+
+
+@OURS_AND_TORCHS
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nothing_waits_for_a_gpu_between_readings(make, activation, device):
+    model = (network(activation) if make is network else make()).to(device)
+    monitor = watched(model, window=2)
+    inputs = batch()[0].to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def steps(n_steps):
+        for _ in range(n_steps):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+            monitor.step()
+
+    steps(3)  # the kernels are compiled, the buffers are made
+    monitor.read()
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps(5)
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(monitor.read()) == 5
