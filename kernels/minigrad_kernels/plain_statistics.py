@@ -35,6 +35,7 @@ class Tally:
         self._keys: list[tuple[int, int]] = []
         self._rows: list[Row] = []
         self._device = torch.device("cpu")
+        self._scratch = Scratch()
 
     def forward(
         self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None, fired: Fired | None = None
@@ -79,15 +80,15 @@ class Tally:
     def saw_forward(self, layer: Layer, y: torch.Tensor, fired: Fired | None = None) -> None:
         """Note the statistics of a layer's output that something else has computed."""
         if y.numel():
-            self._add(layer, FORWARD, forward_row(y), y.device)
+            self._add(layer, FORWARD, forward_row(y, self._scratch), y.device)
             if fired is not None:
                 fired.mark(y)
 
     def saw_backward(self, layer: Layer, upstream: torch.Tensor, dx: torch.Tensor, value: torch.Tensor) -> None:
         """Note the statistics of a backward pass that something else has computed; `value` as in `backward_row`."""
         if dx.numel():
-            row = backward_row(upstream, dx, value, layer.activation, layer.from_output, layer.limits)
-            self._add(layer, BACKWARD, row, dx.device)
+            how = (layer.activation, layer.from_output, layer.limits)
+            self._add(layer, BACKWARD, backward_row(upstream, dx, value, *how, self._scratch), dx.device)
 
     def take(self) -> tuple[list[tuple[int, int]], torch.Tensor | None]:
         """Return what was gathered since the last time, and forget it.
@@ -105,12 +106,19 @@ class Tally:
         self._device = device
 
 
-def forward_row(y: torch.Tensor) -> Row:
+def forward_row(y: torch.Tensor, scratch: Scratch) -> Row:
     """Return the row of a forward pass from its output y of any shape, not empty."""
+    n = y.numel()
+    if _is_large(y):
+        pivot = y.mean()
+        deviations = torch.sub(y, pivot, out=scratch.like(y))
+        total, length = _sum(deviations), norm(deviations)
+        if math.isfinite(length):
+            return [n, pivot.item() + total / n, length * length - total * total / n, 0, 0, 0, 0, 0]
     wide = y.to(_accumulation(y.device), copy=True)
     mean = wide.mean()
     length = _read(torch.linalg.vector_norm(wide.sub_(mean)))
-    return [y.numel(), _read(mean), length * length, 0, 0, 0, 0, 0]
+    return [n, _read(mean), length * length, 0, 0, 0, 0, 0]
 
 
 def backward_row(
@@ -120,6 +128,7 @@ def backward_row(
     activation: str,
     from_output: bool,
     limits: tuple[float, float],
+    scratch: Scratch,
 ) -> Row:
     """Return the row of a backward pass.
 
@@ -130,18 +139,20 @@ def backward_row(
         activation: "sigmoid", "tanh" or "relu".
         from_output: what `value` is.
         limits: between which a sigmoid's or tanh's `value` is not saturated; of ReLU `value` is always the output.
+        scratch: for what is needed only here.
     """
     length, upstream_length = norm(dx), norm(upstream)
-    largest = _larger(*map(_read, torch.aminmax(dx)))
+    smallest, largest = torch.aminmax(dx)
+    largest = torch.maximum(-smallest, largest)
     zeros = dx.numel() - _read(torch.count_nonzero(dx))
     low, high = limits
     value = widen(value)  # a half type would round the limits that it is compared with
     if activation == "relu":
         saturated = value.numel() - _read(torch.count_nonzero(value))
     elif low == -high:
-        saturated = _sum(value.abs().gt_(high))  # in place, ones and zeros: at half the cost of flags
+        saturated = _sum(torch.abs(value, out=scratch.like(value)).gt_(high))  # ones and zeros: cheaper than flags
     else:
-        saturated = _sum(value.gt(high).add_(value.lt(low)).to(value.dtype))
+        saturated = _read(torch.count_nonzero((value < low) | (value > high)))
     nonfinite: Number = 0
     if isinstance(length, torch.Tensor) or not math.isfinite(length):
         nonfinite = dx.numel() - _read(torch.count_nonzero(dx.isfinite()))
@@ -150,31 +161,52 @@ def backward_row(
         defined = value == value if from_output else value.isfinite()
         false_zeros = _read(torch.count_nonzero((dx == 0) & (upstream != 0) & defined))
     counts = (zeros, saturated, nonfinite, false_zeros)
-    return [dx.numel(), upstream_length * upstream_length, length * length, largest, *counts]
+    return [dx.numel(), upstream_length * upstream_length, length * length, _read(largest), *counts]
+
+
+class Scratch:
+    """Memory for intermediate results, kept from one use to the next: fresh memory costs more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._flat = torch.empty(0)
+
+    def like(self, values: torch.Tensor) -> torch.Tensor:
+        """Return memory for a result of the shape, dtype and device of `values`, until the next call."""
+        n = values.numel()
+        if len(self._flat) < n or self._flat.dtype != values.dtype or self._flat.device != values.device:
+            self._flat = values.new_empty(n)
+        return self._flat[:n].view(values.shape)
 
 
 def norm(values: torch.Tensor) -> Number:
-    """Return the Euclidean norm of a tensor, relative 1e-6 whatever its size and its elements' (in float64: from 1e-154).
+    """Return the Euclidean norm of a tensor, relative 1e-6, of any size and magnitudes (of a float64 from 1e-154 on).
 
-    On the CPU a large one in float32 is taken in rows, of which float32 adds up no more than it can without losing
-    digits, at a third of the cost of float64. Where squares might leave its range, float64 takes all.
+    A large one is taken in rows, of which float32 adds up no more than it can without losing digits, at a third of the
+    cost of float64. Where squares might leave its range, float64 takes all.
     """
     wide = _accumulation(values.device)
-    n = values.numel()
-    if values.dtype == torch.float32 and values.device.type == "cpu" and n >= _MANY:
+    if _is_large(values):
         rows, rest = _rows(values)
         parts = torch.linalg.vector_norm(rows, dim=1), torch.linalg.vector_norm(rest)
         length: float = math.hypot(*(torch.linalg.vector_norm(part, dtype=wide).item() for part in parts))
-        if 1e-15 * math.sqrt(n) < length < 1e18:  # elements whose squares float32 cannot hold are 1e-6 of it at most
+        # Elements whose squares float32 cannot hold are then 1e-6 of it at most.
+        if 1e-15 * math.sqrt(values.numel()) < length < 1e18:
             return length
     return _read(torch.linalg.vector_norm(values, dtype=wide))
 
 
 def _sum(values: torch.Tensor) -> Number:
-    """Return the sum of zeros and ones, exactly."""
-    rows, rest = _rows(values)
+    """Return the sum of the elements of a tensor; exact of zeros and ones."""
     wide = _accumulation(values.device)
-    return _read(rows.sum(1).sum(dtype=wide) + rest.sum(dtype=wide))
+    if not _is_large(values):
+        return _read(values.sum(dtype=wide))
+    rows, rest = _rows(values)
+    return rows.sum(1).sum(dtype=wide).item() + rest.sum(dtype=wide).item()
+
+
+def _is_large(values: torch.Tensor) -> bool:
+    """Return whether a tensor is better taken in rows: on the CPU, in float32, and of many elements."""
+    return values.dtype == torch.float32 and values.device.type == "cpu" and values.numel() >= _MANY
 
 
 def _rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,13 +219,6 @@ def _rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _read(number: torch.Tensor) -> Number:
     """Return a () tensor's number on the CPU, where to read it is not to wait for it; elsewhere the tensor."""
     return number.item() if number.device.type == "cpu" else number
-
-
-def _larger(smallest: Number, largest: Number) -> Number:
-    """Return the larger magnitude of the two ends of a range, or NaN."""
-    if isinstance(smallest, torch.Tensor) and isinstance(largest, torch.Tensor):
-        return torch.maximum(-smallest, largest)
-    return max(-smallest, largest)
 
 
 def _table(rows: list[Row], device: torch.device) -> torch.Tensor:

@@ -65,8 +65,8 @@ class Updates:
         ]
         gradient_norms, parameter_norms = _norms(flat), _norms(before)
         cosines = [torch.dot(*pair) / norm for *pair, norm in zip(flat, directions, gradient_norms, strict=True)]
-        torch._foreach_copy_(directions, flat)  # in place, from here on: fresh memory costs more than the arithmetic
-        torch._foreach_div_(directions, gradient_norms)
+        for gradient, length, direction in zip(flat, gradient_norms, directions, strict=True):
+            torch.div(gradient, length, out=direction)  # in place, all of this: fresh memory costs more than arithmetic
         torch._foreach_sub_(before, parameters)
         update_norms = _norms(before)
         torch._foreach_copy_(before, parameters)

@@ -173,10 +173,82 @@ def test_deviation_of_a_nearly_constant_output_is_kept(layer, dtype, device):
     x = (1.5 + 4e-4 * normal(40, 150)).to(dtype).to(device)
     tally = kernels.new_tally(device)
     y = tally.forward(layer, x, torch.zeros_like(x[0]) if layer.biased else None)
-    ((n, total, squares, *_),) = tally.take()[1].tolist()
+    ((n, mean, squares, *_),) = tally.take()[1].tolist()
     expected = y.double().std(correction=0).item()
     assert 2e-5 < expected / y.double().mean().item() < 4e-4
-    assert math.sqrt(squares / n - (total / n) ** 2) == pytest.approx(expected, rel=RELATIVE)
+    assert mean == pytest.approx(y.double().mean().item(), rel=1e-6)
+    assert math.sqrt(squares / n) == pytest.approx(expected, rel=RELATIVE)
+
+
+# More elements than the plain path takes at once; to a kernel they are just more tiles.
+ONLY_ONE_TILE_DIFFERS = pytest.mark.skipif(cases.INTERPRETED, reason="a tile is a tile, and many take long here")
+
+
+@ONLY_ONE_TILE_DIFFERS
+@pytest.mark.parametrize("magnitude", [1, 1e-25, 1e-42, 1e30])
+@pytest.mark.parametrize("name", ["tanh with bias", "sigmoid", "sigmoid saving output", "relu with bias"])
+def test_many_elements_of_any_magnitude(name, magnitude, device):
+    layer = LAYERS[name]
+    x, g = 3 * normal(41, 1001), magnitude * normal(41, 1001, seed=1)
+    x, g = x.float().to(device), g.float().to(device)
+    backward = check(layer, x, g, bias_for(layer, x))
+    assert backward[2] > 0 or magnitude == 1e-42
+    check(layer, x.t(), g.t(), bias_for(layer, x.t()))
+
+
+@ONLY_ONE_TILE_DIFFERS
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_many_elements_of_which_one_is_not_finite(bad, device):
+    x, g = normal(41, 1001).float().to(device), normal(41, 1001, seed=1).float().to(device)
+    x[3, 7], g[5, 9] = bad, bad
+    for name in ("tanh with bias", "relu"):
+        backward = check(LAYERS[name], x, g, bias_for(LAYERS[name], x))
+        assert backward[6] >= 1
+
+
+@ONLY_ONE_TILE_DIFFERS
+def test_many_nearly_constant_outputs_keep_their_deviation(device):
+    x = (8 + 0.1 * normal(41, 1001)).float().to(device)
+    tally = kernels.new_tally(device)
+    y = tally.forward(LAYERS["sigmoid"], x, None)
+    ((n, mean, squares, *_),) = tally.take()[1].tolist()
+    expected = y.double().std(correction=0).item()
+    assert expected < 1e-4 * mean
+    assert math.sqrt(squares / n) == pytest.approx(expected, rel=RELATIVE)
+
+
+@ONLY_ONE_TILE_DIFFERS
+@pytest.mark.parametrize("n", [1, 1023, 2**15 - 1, 2**15, 2**15 + 1, 100_000])
+@pytest.mark.parametrize("magnitude", [1, 1e-30, 1e20])
+def test_a_norm_is_that_of_float64(n, magnitude, device):
+    values = (magnitude * normal(n)).float().to(device)
+    for view in (values, values.expand(3, n), values[::2], torch.stack([values, values]).t()):
+        assert float(kernels.norm(view)) == pytest.approx(view.double().norm().item(), rel=1e-6)
+    assert float(kernels.norm(torch.zeros(n, device=device))) == 0
+
+
+def test_second_stage_takes_any_number_of_rows(device):
+    if kernels.path_for(device) == "plain":
+        pytest.skip("the plain path has no tiles")
+    from minigrad_kernels.statistics import ROWS, second_stage
+
+    n = 2 * ROWS + 77
+    parts = normal(2 * n, kernels.COLUMNS).abs().float()
+    parts[:, [1, 3]] += 1  # the largest magnitudes, by which the sums beside them were scaled
+    parts[n:, 4] = 10  # elements of a tile of a forward pass
+    segments = torch.tensor([[0, n, 1, BACKWARD], [n, n, 10 * n, FORWARD]], device=device)
+    backward, forward = second_stage(parts.to(device), segments).cpu()
+    wide = parts.double()
+    scales = torch.exp2(wide.frexp().exponent.double() - 1)
+    sums = wide[:n].sum(0)
+    squares = [(wide[:n, i] * scales[:n, i + 1].square()).sum() for i in (0, 2)]
+    expected = torch.stack([torch.ones(()).double(), *squares, wide[:n, 3].amax(), *sums[4:]])
+    torch.testing.assert_close(backward, expected, rtol=1e-12, atol=0)
+    pivot, scale, deviations, square = wide[n:, 0], scales[n:, 1], wide[n:, 2], wide[n:, 3]
+    deviations, square = deviations * scale, square * scale.square()
+    mean = (10 * pivot + deviations).sum() / (10 * n)
+    about_mean = (square + 2 * deviations * (pivot - mean) + 10 * (pivot - mean).square()).sum()
+    torch.testing.assert_close(forward[1:3], torch.stack([mean, about_mean]), rtol=1e-12, atol=0)
 
 
 # Of bfloat16 and float16: x whose derivative is above 0 and g f'(x) below half the smallest number
@@ -316,9 +388,11 @@ def test_parts_of_a_batch_add_up_to_the_whole(name, dtype, device):
     keys, rows = tally.take()
     of = {d: rows[[direction == d for _, direction in keys]].cpu() for d in (FORWARD, BACKWARD)}
     assert [len(rows) for rows in of.values()] == [3, 3]  # nothing of the part without rows
-    summed = {d: torch.stack([rows.sum(0), rows.amax(0)]) for d, rows in of.items()}
-    together = torch.stack([summed[FORWARD][0], summed[BACKWARD][0]])
-    together[1, 3] = summed[BACKWARD][1, 3]
+    together = torch.stack([of[FORWARD].sum(0), of[BACKWARD].sum(0)])
+    number, means, _ = of[FORWARD][:, :3].unbind(1)
+    together[0, 1] = mean = (number * means).sum() / number.sum()
+    together[0, 2] += (number * (means - mean).square()).sum()
+    together[1, 3] = of[BACKWARD][:, 3].amax()
     assert_rows_are(([(0, FORWARD), (0, BACKWARD)], together), *expected_rows(layer, x, g, bias, y, dx))
     assert tally.take() == ([], None)
 
