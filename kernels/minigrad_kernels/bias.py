@@ -89,9 +89,9 @@ def _bias_activation_backward_kernel(
             dx = times_derivative(g, saved, ACTIVATION, 1)
         else:
             dx = times_derivative_from_output(g, saved, ACTIVATION)
-        total += tl.where(mask, dx, 0.0)
         stored = narrow(dx, dx_ptr.dtype.element_ty)
         tl.store(dx_ptr + offsets, stored, mask=mask)
+        total += tl.where(mask, dx, 0.0)
         if statistics_ptr is not None:
             index = tl.program_id(0).to(tl.int64) * n_tiles + tile
             write_backward(

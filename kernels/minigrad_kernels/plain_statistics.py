@@ -179,7 +179,7 @@ class Scratch:
 
 
 def norm(values: torch.Tensor) -> Number:
-    """Return the Euclidean norm of a tensor, relative 1e-6, of any size and magnitudes (of a float64 from 1e-154 on).
+    """Return the Euclidean norm of all `values`, relative 1e-6, of any shape and magnitudes (of a float64 from 1e-154 on).
 
     A large one is taken in rows, of which float32 adds up no more than it can without losing digits, at a third of the
     cost of float64. Where squares might leave its range, float64 takes all.

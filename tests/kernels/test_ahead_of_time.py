@@ -37,16 +37,15 @@ COMPILED = [
     for target in aot.TARGETS
     if not s.is_watched or (name in WATCHED and target in ("sm_90", "gfx942"))
 ]
-# ptxas has kernels with bias and statistics spill up to 7 accesses (sm_80), so that a third block fits; AMD's compiler
-# keeps up to 6 scalar registers in lanes of a vector register, which it counts as spilled.
-MOST_SPILLED = 8
+# AMD's compiler keeps up to 6 scalar registers in lanes of a vector register, which it counts as spilled.
+MOST_SPILLED = {"gfx942": 6}
 
 
 @pytest.mark.parametrize(("name", "target"), COMPILED)
 def test_kernel_compiles_to_clean_code(name, target):
     s = SPECIALIZATIONS[name]
     compiled = aot.compile_for(aot.TARGETS[target], s)
-    assert compiled.spilled <= (MOST_SPILLED if s.is_watched and "with bias, backward" in name else 0)
+    assert compiled.spilled <= (MOST_SPILLED.get(target, 0) if s.is_watched else 0)
     assert compiled.wide_loads >= aot.wide_accesses(aot.TARGETS[target], s.bytes_loaded)
     assert compiled.wide_stores >= aot.wide_accesses(aot.TARGETS[target], s.bytes_stored)
     assert compiled.addresses_are_64_bit
