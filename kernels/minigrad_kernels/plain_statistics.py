@@ -179,10 +179,10 @@ class Scratch:
 
 
 def norm(values: torch.Tensor) -> Number:
-    """Return the Euclidean norm of all `values`, relative 1e-6, of any shape and magnitudes (of a float64 from 1e-154 on).
+    """Return the Euclidean norm of all `values`, of any shape, relative 1e-6; in float64, of magnitudes from 1e-154 on.
 
-    A large one is taken in rows, of which float32 adds up no more than it can without losing digits, at a third of the
-    cost of float64. Where squares might leave its range, float64 takes all.
+    A large tensor is taken in rows, of which float32 adds up no more than it can without losing digits, at a third of
+    the cost of float64. Where squares might leave its range, float64 takes all.
     """
     wide = _accumulation(values.device)
     if _is_large(values):
