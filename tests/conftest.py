@@ -1,6 +1,9 @@
 """What all tests share: the device, and determinism that poisons fresh memory with NaN."""
 
+import inspect
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +11,21 @@ import torch
 from cases import INTERPRETED
 
 torch.set_num_threads(1)  # the suite runs in as many processes as there are cores
+if INTERPRETED:
+    from triton.runtime import interpreter
+
+    @cache
+    def builtins_of(package: Any) -> list[str]:
+        """Return the names that Triton interprets; to find them takes longer than most calls within a kernel."""
+        return [name for name, member in inspect.getmembers(package) if interpreter.tl.core.is_builtin(member)]
+
+    def patch_builtins(package: Any, builder: Any, scope: Any) -> None:
+        """Do as Triton does at every such call."""
+        for name in builtins_of(package):
+            if interpreter.tl.core.is_builtin(member := getattr(package, name)):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    interpreter._patch_builtin = patch_builtins
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
