@@ -40,7 +40,8 @@ from minigrad.config import RunConfig, check, check_at_least, check_learning_rat
 from minigrad.figures import BLUE, GREY, ORANGE, RED, legend_below, panels
 from minigrad.monitoring.monitor import GradientMonitor
 from minigrad.monitoring.readings import Readings
-from minigrad.monitoring.verdicts import Thresholds, Verdict
+from minigrad.monitoring.thresholds import Thresholds
+from minigrad.monitoring.verdicts import Verdict
 from minigrad.nn import MLP
 from minigrad.objectives import Network, data
 from minigrad.rules import gradient_descent
@@ -312,7 +313,7 @@ def report(run: Run, flows: list[Flow]) -> None:
 
 
 def _kinds(verdicts: list[Verdict]) -> str:
-    kinds = (f"{v.kind} in {len(v.also) + 1} layers" if v.also else v.kind for v in verdicts)
+    kinds = (f"{v.kind} in {len(v.also) + 1} layers" if v.where and v.also else v.kind for v in verdicts)
     return ", ".join(kinds) or "none"
 
 

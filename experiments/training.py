@@ -63,6 +63,8 @@ class Config(Recipe):
         check_monitor(bind(MONITORS, self.monitor, "monitor"))
         check_one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
         check_one_of("on_verdict", self.on_verdict, ("warn", "stop"))
+        if self.on_verdict == "stop" and self.monitor["name"] == "none":
+            raise UserError("on_verdict=stop, but monitor=none gives no verdicts; leave out one of the two")
         check_at_least("warmup_steps", self.warmup_steps, 0)
         for key in ("log_every", "judge_every", "checkpoint_every", "keep"):
             check_at_least(key, getattr(self, key), 1)
@@ -196,6 +198,7 @@ class Training:
             self._write(error.record)
             if self._watching is not None:
                 self._watching.judge()
+                self._watching.show()
             raise
 
     def look(self) -> None:
@@ -205,6 +208,7 @@ class Training:
             self._judge()
         if self._config.on_verdict == "stop" and self._watching is not None and self._watching.verdicts:
             self.save()
+            self._watching.show()
             raise RunFailed(f"step {self.trainer.steps}: {self._watching.verdicts[0]}")
 
     def is_over(self) -> bool:

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from minigrad.autodiff.tracing import trace_backward
     from minigrad.loading import load
     from minigrad.monitoring.monitor import GradientMonitor
+    from minigrad.monitoring.thresholds import Thresholds
     from minigrad.trainer import Trainer
 
 __all__ = [
     "GradientMonitor",
+    "Thresholds",
     "Trainer",
     "bias_activation",
     "check_gradients",
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "GradientMonitor": "minigrad.monitoring.monitor",
+    "Thresholds": "minigrad.monitoring.thresholds",
     "Trainer": "minigrad.trainer",
     "check_gradients": "minigrad.autodiff.checking",
     "draw_graph": "minigrad.autodiff.drawing",
@@ -62,3 +65,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:  # only when it is asked for: the activations need nothing of the trainer
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -187,10 +187,7 @@ def _help(overrides: Sequence[str]) -> str:
         catalog.check_option(group, option)
     stem = given.get("experiment", "training")
     named = {"experiment": stem, **catalog.choices(stem), **given}
-    lines = [
-        f"usage: {PROGRAM} [experiment=NAME] [objective=NAME] [rule=NAME] [schedule=NAME] [key=value ...]",
-        "",
-    ]
+    lines = [f"usage: {PROGRAM} [{'=NAME] ['.join(groups)}=NAME] [key=value ...]", ""]
     for group, options in groups.items():
         lines += [f"{group}=", *(f"  {option:<20} {catalog.describe(group, option)}" for option in options), ""]
     lines += ["keys of every run, with their defaults:", *(f"  {line}" for line in catalog.common_settings()), ""]
@@ -203,6 +200,6 @@ def _help(overrides: Sequence[str]) -> str:
         "  -m, --multirun       run every combination: -m activation=tanh,relu seed=0,1,2; -m 'experiment=glob(*)'",
         "  -c, --cfg job        print the composed config and stop",
         "  -sc, --shell-completion install=bash   print what makes the shell complete keys and options",
-        "  -h, --help           this help; with experiment=NAME, objective=NAME, rule=NAME or schedule=NAME, its keys",
+        "  -h, --help           this help; with a NAME of one of these groups, its keys",
     ]
     return "\n".join(lines)

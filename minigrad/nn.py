@@ -178,7 +178,10 @@ def replace_activations(module: torch.nn.Module) -> torch.nn.Module:
     for old in module.modules():
         if type(old) in _OF_TORCH:
             if any(getattr(old, hooks) for hooks in _HOOKS):
-                raise ValueError(f"{old} has hooks, which would be lost: remove them before, and add them again")
+                raise ValueError(
+                    f"{old} has hooks, which would be lost: remove them before, and add them again; those of a "
+                    "GradientMonitor go with its detach(), and another is to be made afterwards"
+                )
             replacements[old] = _OF_TORCH[type(old)]().train(old.training)
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):

@@ -97,6 +97,8 @@ class Trainer:
         It waits for nothing, so it cannot raise where the loss or the gradient is not finite: then nothing changes,
         and unless `on_nonfinite` is "skip" nothing changes any more until `advance` has raised.
         """
+        if self._monitor is not None and not self._monitor.is_attached:
+            raise RuntimeError("the monitor is not attached: call its attach(), or use it as a context")
         loss, gradients = self._backward()
         learning_rate = self._rate_at(self.steps)
         with torch.no_grad():

@@ -64,10 +64,10 @@ class Watched(Function):
         is_differentiated = torch.is_grad_enabled()
         dx = db = None
         if ctx.is_seen and probe.is_on and not _is_legacy_batched(v):
+            ctx.is_seen = not is_differentiated
             with torch.no_grad():
                 dx, db = probe.backward(v, saved, bias)
         if is_differentiated or dx is None:
-            ctx.is_seen = ctx.is_seen and not is_differentiated
             dx, db = functions.backward_of(probe.layer, v, saved, bias)
         return dx if for_x else None, db if for_bias else None, None
 

@@ -11,12 +11,13 @@ from minigrad.errors import UserError
 from minigrad.monitoring.monitor import GradientMonitor
 from minigrad.monitoring.presentation import draw_gain, layer_rows, parameter_rows
 from minigrad.monitoring.readings import FLOW
-from minigrad.monitoring.verdicts import Thresholds, Verdict
+from minigrad.monitoring.thresholds import Thresholds
+from minigrad.monitoring.verdicts import Verdict
 from minigrad.options import options_of
 from minigrad.run import Run
 
 _MOST_COLUMNS = 500  # of the figure; narrower ones can hardly be seen
-_DRAWN = [FLOW.index("gain"), FLOW.index("rms")]
+_DRAWN = [FLOW.index("gain"), FLOW.index("norm")]
 
 
 class Watching:
@@ -42,7 +43,7 @@ class Watching:
         self._stride = 1
         while total > _MOST_COLUMNS * self._stride:
             self._stride *= 2
-        self._drawn: dict[int, list[list[float]]] = {}  # by step, for each layer: its gain and its gradient's rms
+        self._drawn: dict[int, list[list[float]]] = {}  # by step, for each layer: its gain and its gradient's norm
 
     def points(self) -> list[dict[str, float]]:
         """Return the numbers of each step since the last time, by their tags."""
@@ -64,7 +65,13 @@ class Watching:
                 print(f"step {self._run.steps}: {verdict}", flush=True)
 
     def end(self) -> None:
-        """Show what the last steps were like: a table, a figure over all the run, and what is wrong yet."""
+        """Show what the last steps were like, and say what is wrong yet."""
+        self.show()
+        for verdict in self.verdicts:
+            print(verdict, flush=True)
+
+    def show(self) -> None:
+        """Show what the last steps were like: a table, and a figure over all the run."""
         history = self.monitor.history
         if len(history) == 0:
             return
@@ -72,10 +79,8 @@ class Watching:
         if history.layers:
             print(f"the layers, medians over the last {len(history)} steps:")
             self._run.table("flow/layers", *layer_rows(history, self.verdicts))
-            gains, rms = torch.tensor(list(self._drawn.values()), dtype=torch.float64).unbind(-1)  # (times, layers)
-            self._run.figure("flow", draw_gain(list(self._drawn), gains, rms, list(history.layers), self._thresholds))
-        for verdict in self.verdicts:
-            print(verdict, flush=True)
+            gains, norms = torch.tensor(list(self._drawn.values()), dtype=torch.float64).unbind(-1)  # (times, layers)
+            self._run.figure("flow", draw_gain(list(self._drawn), gains, norms, list(history.layers), self._thresholds))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that later points, verdicts and the figure depend on; the tensors are those in use."""

@@ -52,6 +52,7 @@ HEAVY = ("hydra", "matplotlib", "mlxtend", "omegaconf", "rich", "sklearn", "tens
 PUBLIC = {
     "minigrad": [
         "GradientMonitor",
+        "Thresholds",
         "Trainer",
         "bias_activation",
         "check_gradients",

@@ -114,7 +114,7 @@ def forward_row(y: torch.Tensor, scratch: Scratch) -> Row:
         deviations = torch.sub(y, pivot, out=scratch.like(y))
         total, length = _sum(deviations), norm(deviations)
         if math.isfinite(length):
-            return [n, pivot.item() + total / n, length * length - total * total / n, 0, 0, 0, 0, 0]
+            return [n, pivot.item() + total / n, max(0.0, length * length - total * total / n), 0, 0, 0, 0, 0]
     wide = y.to(_accumulation(y.device), copy=True)
     mean = wide.mean()
     length = _read(torch.linalg.vector_norm(wide.sub_(mean)))

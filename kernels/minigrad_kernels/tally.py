@@ -107,6 +107,8 @@ class _Buffer:
         if not self._segments:
             return
         if self._table is None or self._table[0] != self._segments:
-            self._table = self._segments, torch.tensor(self._segments, device=self._rows.device)
+            device = self._rows.device
+            host = torch.tensor(self._segments, pin_memory=device.type == "cuda")  # else the copy would be waited for
+            self._table = self._segments, host.to(device, non_blocking=True)
         self._finished.append((self._keys, second_stage(self._rows, self._table[1])))
         self._used, self._keys, self._segments = 0, [], []

@@ -23,18 +23,22 @@ class Fired:
     dimension: int
 
     @classmethod
-    def none(cls, y: torch.Tensor) -> Fired:
+    def none(cls, y: torch.Tensor, has_channels: bool = False) -> Fired:
         """Return that no unit of a layer with such an output has fired.
 
         Units are the channels, dimension 1, of images and volumes (four or five dimensions), and the last dimension of
         anything else; a single number is one unit.
+
+        Args:
+            y: any shape.
+            has_channels: whether dimension 1 of three is that of the channels too, as after a 1-d convolution.
         """
-        dimension, n_units = _units(y)
+        dimension, n_units = _units(y, has_channels)
         return cls(torch.zeros(n_units, dtype=torch.uint8, device=y.device), dimension)
 
-    def fits(self, y: torch.Tensor) -> bool:
-        """Return whether an output has just these units."""
-        return _units(y) == (self.dimension, len(self.flags))
+    def fits(self, y: torch.Tensor, has_channels: bool = False) -> bool:
+        """Return whether an output has just these units; arguments as of `none`."""
+        return _units(y, has_channels) == (self.dimension, len(self.flags))
 
     def mark(self, y: torch.Tensor) -> None:
         """Add what fires in y, in plain PyTorch."""
@@ -44,9 +48,9 @@ class Fired:
             self.flags.bitwise_or_(~(largest <= 0))
 
 
-def _units(y: torch.Tensor) -> tuple[int, int]:
+def _units(y: torch.Tensor, has_channels: bool) -> tuple[int, int]:
     """Return the dimension along which the units of an output lie, and how many there are."""
-    dimension = 1 if y.dim() in (4, 5) else max(0, y.dim() - 1)
+    dimension = 1 if y.dim() in (4, 5) or (has_channels and y.dim() == 3) else max(0, y.dim() - 1)
     return dimension, y.shape[dimension] if y.dim() else 1
 
 

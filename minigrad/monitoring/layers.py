@@ -14,7 +14,9 @@ from minigrad.errors import UserError
 from minigrad.functions import transforms_are_active
 from minigrad_kernels import Fired, Layer
 
+_graph_is_kept = torch._C._autograd._get_current_graph_task_keep_graph
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+_OF_CHANNELS = (torch.nn.modules.conv._ConvNd, torch.nn.modules.batchnorm._NormBase)  # in dimension 1 of what they make
 _OF_TORCH = {torch.nn.Sigmoid: "sigmoid", torch.nn.Tanh: "tanh", torch.nn.ReLU: "relu"}
 
 
@@ -29,6 +31,7 @@ class Layers:
         names: of the layers; a model that is itself an activation is called by its class.
         activations: "sigmoid", "tanh" or "relu", of each.
         through_hooks: names of those that are torch's own.
+        outputs: names of those after which the model registers no parameter.
         is_attached: whether they are watched.
         is_paused: whether passes are not to be seen; set by who pauses.
     """
@@ -40,11 +43,16 @@ class Layers:
         self._probes: list[_Probe] = []
         self.names: list[str] = []
         self.through_hooks: list[str] = []
+        self.outputs: tuple[str, ...] = ()
+        has_channels = False
         for name, part in module.named_modules():
-            probe = self._probe_of(part, share)
+            probe = self._probe_of(part, share, has_channels)
+            if any(True for _ in part.parameters(recurse=False)):
+                self.outputs, has_channels = (), isinstance(part, _OF_CHANNELS)
             if probe is not None:
                 self._probes.append(probe)
                 self.names.append(name or type(part).__name__)
+                self.outputs += (self.names[-1],)
                 if isinstance(probe, _Hook):
                     self.through_hooks.append(self.names[-1])
         self.activations = [probe.layer.activation for probe in self._probes]
@@ -116,7 +124,7 @@ class Layers:
         named = zip(self.names, self._probes, strict=True)
         return {name: probe for name, probe in named if probe.layer.activation == "relu"}
 
-    def _probe_of(self, part: torch.nn.Module, share: float) -> _Probe | None:
+    def _probe_of(self, part: torch.nn.Module, share: float, has_channels: bool) -> _Probe | None:
         number = len(self._probes)
         if isinstance(part, nn.Linear) and part.activation is not None:
             from_output = part.activation == "relu" or part.save == "output"
@@ -124,11 +132,11 @@ class Layers:
             return _Probe(self, part, layer)
         if isinstance(part, nn.Sigmoid | nn.Tanh | nn.ReLU):
             from_output = part.activation == "relu" or part.save == "output"
-            return _Probe(self, part, Layer(number, part.activation, False, from_output, share))
+            return _Probe(self, part, Layer(number, part.activation, False, from_output, share), has_channels)
         activation = _OF_TORCH.get(type(part))  # a subclass may compute something else
         if activation is None:
             return None
-        return _Hook(self, part, Layer(number, activation, biased=False, from_output=True, share=share))
+        return _Hook(self, part, Layer(number, activation, False, from_output=True, share=share), has_channels)
 
 
 class _Probe:
@@ -142,9 +150,10 @@ class _Probe:
         fired_before: the same of the window before.
     """
 
-    def __init__(self, layers: Layers, module: Any, layer: Layer) -> None:
+    def __init__(self, layers: Layers, module: Any, layer: Layer, has_channels: bool = False) -> None:
         self._layers = layers
         self._module = module
+        self._has_channels = has_channels
         self.layer = layer
         self.fired: Fired | None = None
         self.fired_before: Fired | None = None
@@ -195,8 +204,9 @@ class _Probe:
         if self.layer.activation != "relu" or self._has_varied:
             return None
         if self.fired is None:
-            self.fired = Fired.none(y)
-        if not self.fired.fits(y) or (self.fired_before is not None and not self.fired_before.fits(y)):
+            self.fired = Fired.none(y, self._has_channels)
+        known = [fired for fired in (self.fired, self.fired_before) if fired is not None]
+        if not all(fired.fits(y, self._has_channels) for fired in known):
             self._has_varied = True  # then no unit can be said never to fire
             return None
         if self.fired.flags.device != y.device:  # of the checkpoint it was loaded from
@@ -208,10 +218,13 @@ class _Probe:
 
 
 class _Hook(_Probe):
-    """Watches one of torch's modules through hooks: PyTorch computes, and the statistics are passes of their own."""
+    """Watches one of torch's modules through hooks: PyTorch computes, and the statistics are passes of their own.
 
-    def __init__(self, layers: Layers, module: torch.nn.Module, layer: Layer) -> None:
-        super().__init__(layers, module, layer)
+    The output is kept until the backward pass, even where a checkpoint would compute it again.
+    """
+
+    def __init__(self, layers: Layers, module: torch.nn.Module, layer: Layer, has_channels: bool) -> None:
+        super().__init__(layers, module, layer, has_channels)
         self._handle: Any = None
 
     @property
@@ -230,19 +243,22 @@ class _Hook(_Probe):
         node = y.grad_fn
         if node is None or not torch.is_grad_enabled() or not _is_plain(y):
             return
-        values = y.detach()  # a hook that held y would hold its graph, and so itself
+        values: Tensor | None = y.detach()  # a hook that held y would hold its graph, and so itself
+        assert values is not None
         self._layers.tally(y.device).saw_forward(self.layer, values, self._flags(values))
         is_view = y._is_view()  # of what ReLU(inplace=True) was given; the node is then that of the view, not of ReLU
-        is_seen = True
 
         def after_backward(outgoing: tuple[Tensor | None, ...], upstream: tuple[Tensor | None, ...]) -> None:
-            nonlocal is_seen
-            dx, g = outgoing[0], upstream[0]
-            if is_seen and self.is_on and g is not None and dx is not None and not _is_legacy_batched(g):
+            nonlocal values
+            (dx, *_), (g, *_), output = outgoing, upstream, values
+            if not _graph_is_kept():
+                values = None  # the node has let go of it as well
+            if output is not None and self.is_on and g is not None and dx is not None and not _is_legacy_batched(g):
                 with torch.no_grad():
-                    dx = torch.ops.aten.threshold_backward(g, values, 0) if is_view else dx
-                    self._layers.tally(values.device).saw_backward(self.layer, g.detach(), dx.detach(), values)
-            is_seen = is_seen and not torch.is_grad_enabled()  # later passes are of second order
+                    dx = torch.ops.aten.threshold_backward(g, output, 0) if is_view else dx
+                    self._layers.tally(output.device).saw_backward(self.layer, g.detach(), dx.detach(), output)
+                if torch.is_grad_enabled():
+                    values = None  # later passes are of second order
 
         node.register_hook(after_backward)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,12 @@ from torch import Tensor
 from minigrad.errors import UserError
 from minigrad.monitoring.layers import Layers
 from minigrad.monitoring.readings import Readings
-from minigrad.monitoring.steps import Step, flow_of, on_host, updates_of
+from minigrad.monitoring.steps import Step, flow_of, on_host, order_of, updates_of
+from minigrad.monitoring.thresholds import Thresholds
 from minigrad.monitoring.updates import Updates
-from minigrad.monitoring.verdicts import Thresholds, Verdict, judge, update_ratios
+from minigrad.monitoring.verdicts import Verdict, judge, update_ratios
+
+_BLIND = 2  # steps in which nothing was seen before it is said
 
 
 class Writer(Protocol):
@@ -48,17 +50,25 @@ class GradientMonitor:
 
     While it is attached, the kernels of minigrad's modules (`minigrad.nn`) write statistics of what they hold anyway,
     and results and gradients stay the same to the bit. PyTorch's own activation modules are watched through hooks,
-    which costs passes of their own; `minigrad.nn.replace_activations` makes them minigrad's. Activations called as
-    functions (`torch.relu(x)`) are not seen. Nor are passes that record no gradient, such as an evaluation's, those
-    under torch.func, forward mode or export, and of a compiled model those of PyTorch's own modules; minigrad's leave
-    the compiled graph while they are watched. Detached, it leaves the model as it was.
+    which costs passes of their own, and memory where a checkpoint would save it; `minigrad.nn.replace_activations`
+    makes them minigrad's. Activations called as functions (`torch.relu(x)`) are not seen. Nor are passes that record no
+    gradient, such as an evaluation's, those under torch.func, forward mode or export, and of a compiled model those of
+    PyTorch's own modules; minigrad's leave the compiled graph while they are watched. Detached, it leaves the model as
+    it was.
 
-    Nothing here waits for the device but `read`, and what calls it (`log`).
+    Nothing here waits for the device but `read`, `log` and `verdicts`.
 
     What is counted: all backward passes up to `step` are one step, so with an accumulated gradient the figures are
     those of the whole batch (if each part of the loss was divided by the number of parts before its backward pass, as
-    its gradient has to be). Of a pass made with `create_graph=True` the gradient is counted, and what goes through the
-    graph that it makes is not. Layers are compared in the order in which the model registers them.
+    its gradient has to be), and those of several losses are of all their passes together. A loss that is scaled, as
+    with a GradScaler, has layers with scaled gradients; ratios and fractions are the same. Of a pass made with
+    `create_graph=True` the gradient is counted, and what goes through the graph that it makes is not; if it is the
+    other way round, as where a gradient penalty is a part of the loss, make the inner pass in `paused()`.
+
+    Units of a ReLU layer, of which some may be dead, are the channels of what a convolution or a batch normalisation
+    registered just before it can have made (dimension 1), and of any output of four or five dimensions; else the last
+    dimension. A layer after which the model registers no parameter is taken for its output, and not called saturated
+    or vanishing. Verdicts go by steps: a run that gets no word may yet be badly posed.
 
     Args:
         module: the model; its floating-point parameters that require a gradient are watched.
@@ -66,6 +76,7 @@ class GradientMonitor:
         window: steps by which verdicts go; also those in which a unit of ReLU must have fired not to count as dead.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: `window` is below 1.
     """
 
@@ -75,6 +86,12 @@ class GradientMonitor:
         thresholds: Thresholds = Thresholds(),  # noqa: B008 - it never changes
         window: int = 100,
     ) -> None:
+        if not isinstance(module, torch.nn.Module):
+            raise TypeError(f"`module` is {module!r}: pass a torch.nn.Module")
+        if not isinstance(thresholds, Thresholds):
+            raise TypeError(f"`thresholds` is {thresholds!r}: pass minigrad.Thresholds(...)")
+        if not isinstance(window, int):
+            raise TypeError(f"`window` is {window!r}: pass a number of steps, an integer")
         if window < 1:
             raise ValueError(f"`window` is {window}: pass a number of steps, at least 1")
         self._thresholds = thresholds
@@ -86,10 +103,13 @@ class GradientMonitor:
             if parameter.requires_grad and parameter.is_floating_point()
         }
         self._updates = Updates(list(self._parameters.values()))
+        self._order = list(range(len(self._layers.names)))  # of the layers, from input to output
         self._steps = 0
+        self._has_seen = self._is_stepped = False
         self._pending: list[Step] = []
-        self._history = self._readings([], {})
+        self._unread = self._history = self._readings([], {})
         self._highest_ratio = 0.0
+        self._began_ill = False
         self._said: list[str] = []
 
     def attach(self) -> Self:
@@ -100,10 +120,18 @@ class GradientMonitor:
         """
         if self._layers.is_attached:
             raise RuntimeError("the monitor is attached already: detach it first")
-        if self._layers.through_hooks:
+        n_hooks = len(self._layers.through_hooks)
+        if n_hooks:
+            modules = "1 activation module is" if n_hooks == 1 else f"{n_hooks} activation modules are"
             warnings.warn(
-                f"{len(self._layers.through_hooks)} activation modules are PyTorch's own and watched through hooks, "
-                "which is slower: minigrad.nn.replace_activations(model) makes them minigrad's",
+                f"{modules} PyTorch's own and watched through hooks, which is slower: "
+                "minigrad.nn.replace_activations(model), before the monitor is made, makes them minigrad's",
+                stacklevel=2,
+            )
+        if not self._layers.names and sum(parameter.dim() >= 2 for parameter in self._parameters.values()) >= 2:
+            warnings.warn(
+                "the model has no module of sigmoid, tanh or ReLU, and activations called as functions are not seen: "
+                "only its parameters are watched",
                 stacklevel=2,
             )
         self._layers.attach()
@@ -122,6 +150,11 @@ class GradientMonitor:
     ) -> None:
         self.detach()
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether it watches."""
+        return self._layers.is_attached
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """See nothing for a while, such as passes that are no part of the training."""
@@ -132,48 +165,53 @@ class GradientMonitor:
             self._layers.is_paused = before
 
     def step(self) -> None:
-        """End a step: to be called after the update, while the gradients are still there; a warning if there are none.
+        """End a step: to be called after the update, while the gradients are still there.
+
+        A warning says if there are none, or if no pass through a layer was seen.
 
         Raises:
             RuntimeError: the monitor is not attached.
         """
-        if not self._layers.is_attached:
+        if not self.is_attached:
             raise RuntimeError("the monitor is not attached: call attach(), or use it as a context")
         step = Step(self._layers.take(), *self._updates.measure())
         if step.taken and self._parameters and not step.here:
             warnings.warn("no parameter has a gradient: call step() before optimizer.zero_grad()", stacklevel=2)
+        self._has_seen = self._has_seen or bool(step.taken)
+        if self._layers.names and not self._has_seen and self._steps == _BLIND:
+            warnings.warn(
+                f"no pass through an activation layer was seen in {_BLIND + 1} steps: "
+                "have they been replaced since the monitor was made?",
+                stacklevel=2,
+            )
+        self._is_stepped = True
         self._end_step(step)
 
     def read(self) -> Readings:
         """Return what was measured in the steps since the last reading, by one copy from the device.
 
-        Passes after the last `step` belong to a step that has not ended. If there is no step to be read, they are taken
-        for one, without what the update did: so it is where `step` is never called.
+        Passes after the last `step` belong to a step that has not ended. Where `step` is never called, those since the
+        last reading are taken for one, without what the update did.
         """
-        if not self._pending:
+        if not self._is_stepped:
             taken = self._layers.take()
             if taken:
                 self._end_step(Step(taken, [], None))
-        steps, self._pending = self._pending, []
-        dead = self._layers.dead()
-        host = iter(on_host([*(tensor for step in steps for tensor in step.tensors), *dead.values()]))
-        readings = self._readings(
-            [Step([(keys, next(host)) for keys, _ in s.taken], s.here, next(host) if s.here else None) for s in steps],
-            {name: next(host) != 0 for name in dead},
-        )
-        self._history = self._history.followed_by(readings).last(self._window)
-        self._highest_ratio = max([self._highest_ratio, *update_ratios(readings).tolist()])  # of NaN it takes no notice
+        self._collect()
+        readings, self._unread = self._unread, self._readings([], {})
         return readings
 
     @property
     def history(self) -> Readings:
-        """What was read of the last `window` steps."""
+        """What was measured in the last `window` of the steps that were read or judged."""
         return self._history
 
     def verdicts(self) -> list[Verdict]:
-        """Say what is wrong, by the last `window` steps that were read; nothing if nothing is."""
-        is_early = self._steps < self._window  # a learning rate may have to warm up
-        return judge(self._history, self._thresholds, math.inf if is_early else self._highest_ratio)
+        """Say what is wrong, by the last `window` steps; nothing if nothing is."""
+        if self._pending:
+            self._collect()
+        is_early = self._steps < self._window
+        return judge(self._history, self._thresholds, self._highest_ratio, is_early=is_early, began_ill=self._began_ill)
 
     def log(self, writer: Writer, step: int) -> Readings:
         """Read, and write the medians over the steps since the last reading to TensorBoard; the verdicts as text.
@@ -200,15 +238,18 @@ class GradientMonitor:
         Raises:
             RuntimeError: there are steps that have not been read.
         """
-        if self._pending:
-            raise RuntimeError(f"{len(self._pending)} steps have not been read: call read() or log() first")
+        n_unread = len(self._pending) + len(self._unread)
+        if n_unread:
+            raise RuntimeError(f"{n_unread} steps have not been read: call read() or log() first")
         history = self._history
         return {
             "steps": self._steps,
+            "order": self._order,
             "layers": self._layers.state_dict(),
             "updates": self._updates.state_dict(),
             "history": {"flow": history.flow, "updates": history.updates, "dead": dict(history.dead)},
             "highest_ratio": self._highest_ratio,
+            "began_ill": self._began_ill,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -224,29 +265,50 @@ class GradientMonitor:
             raise UserError(f"the saved history is of {found} {what}, and here there are {expected}: they do not fit")
         self._layers.load_state_dict(saved["layers"])
         self._updates.load_state_dict(saved["updates"])
-        self._steps = int(saved["steps"])
+        self._order, self._steps = list(saved["order"]), int(saved["steps"])
+        self._unread = self._readings([], {})
         self._history = replace(
-            self._history,
+            self._unread,
             first_step=self._steps - len(flow),
             flow=flow,
             updates=updates,
             dead={name: units.cpu() for name, units in saved["history"]["dead"].items()},
         )
-        self._highest_ratio = float(saved["highest_ratio"])
+        self._highest_ratio, self._began_ill = float(saved["highest_ratio"]), bool(saved["began_ill"])
 
     def _end_step(self, step: Step) -> None:
+        if self._steps == 0:
+            self._order = order_of(step, len(self._layers.names))
         self._pending.append(step)
         self._steps += 1
         if self._steps % self._window == 0:
             self._layers.new_window()
 
+    def _collect(self) -> None:
+        """Copy to the host what has been measured, for the next reading and for verdicts."""
+        steps, self._pending = self._pending, []
+        dead = self._layers.dead()
+        host = iter(on_host([*(tensor for step in steps for tensor in step.tensors), *dead.values()]))
+        readings = self._readings(
+            [Step([(keys, next(host)) for keys, _ in s.taken], s.here, next(host) if s.here else None) for s in steps],
+            {name: next(host) != 0 for name in dead},
+        )
+        self._unread = self._unread.followed_by(readings)
+        self._history = self._history.followed_by(readings).last(self._window)
+        if readings.first_step == 0 and steps:
+            self._began_ill = bool(judge(readings.until(1), self._thresholds, is_early=True))
+        ratios = update_ratios(readings)
+        self._highest_ratio = max([self._highest_ratio, *ratios[ratios.isfinite()].tolist()])
+
     def _readings(self, steps: list[Step], dead: dict[str, Tensor]) -> Readings:
         """Return steps on the host as readings."""
+        names, activations = self._layers.names, self._layers.activations
         return Readings(
             first_step=self._steps - len(steps),
-            layers=dict(zip(self._layers.names, self._layers.activations, strict=True)),
-            flow=flow_of(steps, len(self._layers.names)),
+            layers={names[i]: activations[i] for i in self._order},
+            flow=flow_of(steps, len(names))[:, self._order],
             parameters={name: tuple(parameter.shape) for name, parameter in self._parameters.items()},
             updates=updates_of(steps, len(self._parameters)),
             dead=dead,
+            outputs=self._layers.outputs,
         )

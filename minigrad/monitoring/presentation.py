@@ -9,7 +9,8 @@ from torch import Tensor
 
 from minigrad.figures import GREY, RED, legend_below, panels
 from minigrad.monitoring.readings import Readings
-from minigrad.monitoring.verdicts import Thresholds, Verdict, flow_medians, update_medians
+from minigrad.monitoring.thresholds import Thresholds
+from minigrad.monitoring.verdicts import Verdict, flow_medians, update_medians
 from minigrad.tables import Cell
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def layer_rows(readings: Readings, verdicts: Sequence[Verdict]) -> tuple[list[st
     """
     medians = flow_medians(readings)
     for name, layer in medians.items():
+        if readings.layers[name] == "relu":
+            layer["saturated"] = math.nan  # its units are zeros, which has a column of its own, and not at fault
         layer["dead"] = float(readings.dead[name].double().mean()) if name in readings.dead else math.nan
     firsts: dict[str, list[Cell]] = {name: [name, activation] for name, activation in readings.layers.items()}
     return _table(["layer", "activation"], firsts, _LAYER, medians, verdicts)
@@ -86,13 +89,13 @@ def _rounded(number: float) -> Cell:
 
 
 def _mark(name: str, verdicts: Sequence[Verdict]) -> str:
-    return ", ".join(verdict.kind for verdict in verdicts if name in (verdict.where, *verdict.also))
+    return ", ".join(dict.fromkeys(verdict.kind for verdict in verdicts if name in (verdict.where, *verdict.also)))
 
 
 def draw_gain(
     steps: Sequence[int],
     gains: Tensor,
-    rms: Tensor,
+    norms: Tensor,
     layers: Sequence[str],
     thresholds: Thresholds = Thresholds(),  # noqa: B008 - it never changes
 ) -> "Figure":
@@ -101,14 +104,14 @@ def draw_gain(
     Args:
         steps: (times,) increasing, at least one; of more than some hundred the columns are too narrow to be seen.
         gains: (times, layers) float64, NaN where there is none.
-        rms: (times, layers) float64, root mean square of the gradient that leaves a layer, NaN where there is none.
+        norms: (times, layers) float64, norm of the gradient that leaves a layer, NaN where there is none.
         layers: names, at least one, from input to output, which is from the bottom of the figure to its top.
         thresholds: where lines say that the gradient vanishes or explodes.
     """
     figure, ((heat, profile),) = panels(1, 2, sharey=True, width_ratios=[2, 1])
     figure.set_size_inches(10, 5)
     _draw_heat(heat, steps, gains, thresholds.vanishing)
-    _draw_profiles(profile, steps, rms, thresholds)
+    _draw_profiles(profile, steps, norms, thresholds)
     shown = range(0, len(layers), math.ceil(len(layers) / _NAMES))
     heat.set_yticks(shown, [_shortened(layers[i]) for i in shown])
     heat.set(xlabel="step", ylabel="layer, from input to output", ylim=(-0.5, len(layers) - 0.5))
@@ -137,19 +140,20 @@ def _draw_heat(axes: "Axes", steps: Sequence[int], gains: Tensor, vanishing: flo
     bar.set_label(f"{label}; hatched: no number")
 
 
-def _draw_profiles(axes: "Axes", steps: Sequence[int], rms: Tensor, thresholds: Thresholds) -> None:
+def _draw_profiles(axes: "Axes", steps: Sequence[int], norms: Tensor, thresholds: Thresholds) -> None:
     """Draw the gradient's size over depth, relative to the last layer's, at some of the times."""
-    relative = rms / rms[:, -1:]
+    relative = norms / norms[:, -1:]
     relative = relative.where(relative.isfinite() & (relative > 0), math.nan)  # what a logarithmic axis can show
-    places = torch.arange(rms.shape[1])
-    times = _spread(len(steps), len(_LINES))
-    for i, (color, line) in zip(times, _LINES[-len(times) :], strict=True):
+    places = torch.arange(norms.shape[1])
+    drawable = (~relative.isnan()).any(1).nonzero().view(-1).tolist()
+    times = [drawable[i] for i in _spread(len(drawable), len(_LINES))]
+    for i, (color, line) in zip(times, _LINES[len(_LINES) - len(times) :], strict=True):
         axes.plot(relative[i], places, color=color, ls=line, marker="o", ms=3, label=f"step {steps[i]}")
     limits = [limit for limit in (thresholds.depth_vanishing, thresholds.exploding) if 0 < limit < math.inf]
     for limit in limits:
         axes.axvline(limit, color=RED, lw=1.2, ls=":", label="vanishing or exploding from here on")
     axes.set_xscale("log")
-    axes.set(xlabel="relative to the last layer", title="rms of the gradient")
+    axes.set(xlabel="relative to the last layer", title="norm of the gradient")
 
 
 def _shortened(name: str) -> str:

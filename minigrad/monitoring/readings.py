@@ -10,6 +10,7 @@ from torch import Tensor
 FLOW = (
     "upstream_rms",
     "rms",
+    "norm",
     "gain",
     "largest",
     "zeros",
@@ -29,8 +30,8 @@ class Readings:
     Of an activation layer y = f(x), over all elements that its passes of a step had, of values as they are stored:
 
     - `upstream_rms`: root mean square of the gradient that arrives at y.
-    - `rms`: root mean square of the gradient that leaves to x.
-    - `gain`: their ratio rms / upstream_rms, the flow gain. As |f'| is at most 1, so is the gain.
+    - `rms`, `norm`: root mean square and Euclidean norm of the gradient that leaves to x.
+    - `gain`: rms / upstream_rms, the flow gain. As |f'| is at most 1, so is the gain.
     - `largest`: the largest magnitude of the gradient that leaves.
     - `zeros`: fraction of it that is 0.
     - `saturated`: fraction of units where f'(x) is below a share of its maximum (`Thresholds.share`); of ReLU, where it
@@ -50,12 +51,14 @@ class Readings:
 
     Attributes:
         first_step: number of steps made before the first of these.
-        layers: what each watched layer computes, "sigmoid", "tanh" or "relu", by its name, from input to output.
+        layers: what each watched layer computes, "sigmoid", "tanh" or "relu", by its name, from input to output as the
+            first step went through them; before it, and layers without a gradient in it, as the model registers them.
         flow: (steps, layers, len(FLOW)).
         parameters: the shape of each watched parameter, by its name.
         updates: (steps, parameters, len(UPDATES)).
         dead: by ReLU layer, (units,) bool: which have not fired in any of the last steps, a monitor's `window` or more
             of them; without layers for which so many have not been made.
+        outputs: names of layers whose output is taken for the model's, as it registers no parameters after them.
     """
 
     first_step: int
@@ -64,6 +67,7 @@ class Readings:
     parameters: dict[str, tuple[int, ...]]
     updates: Tensor
     dead: dict[str, Tensor]
+    outputs: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.flow)

@@ -43,6 +43,15 @@ def on_host(tensors: list[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+def order_of(step: Step, n_layers: int) -> list[int]:
+    """Return the numbers of all layers, from input to output as a step went through them, then those without gradient.
+
+    The order is that of the backward pass reversed: with checkpointing, layers compute in other orders too.
+    """
+    passes = [layer for keys, _ in step.taken for layer, direction in keys if direction == BACKWARD]
+    return list(dict.fromkeys([*reversed(passes), *range(n_layers)]))
+
+
 def flow_of(steps: list[Step], n_layers: int) -> Tensor:
     """Return the statistics of layers, (steps, layers, len(FLOW)), from the rows of their passes."""
     keys = [(i, *key) for i, step in enumerate(steps) for part, _ in step.taken for key in part]
@@ -55,6 +64,7 @@ def flow_of(steps: list[Step], n_layers: int) -> Tensor:
     statistics = {
         "upstream_rms": (upstream / total).sqrt(),
         "rms": (squares / total).sqrt(),
+        "norm": squares.where(total > 0, torch.nan).sqrt(),
         "gain": (squares / upstream).sqrt(),
         "largest": largest.where(total > 0, torch.nan) + 0.0,  # 0.0, not -0.0
         **{name: count / total for name, count in zip(_COUNTED, counts, strict=True)},

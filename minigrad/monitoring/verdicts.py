@@ -2,64 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from minigrad.errors import UserError
 from minigrad.monitoring.readings import FLOW, UPDATES, Readings
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """From where on something is wrong. "Chosen here": no source gives a number.
-
-    What is called measured comes from healthy networks on scikit-learn's digits: two layers of 128 tanh units, and
-    twelve of 64 ReLU units from He's initial scale.
-
-    Attributes:
-        share: a unit of sigmoid or tanh is saturated where f'(x) is below this share of its maximum. Chosen here: it
-            learns at a twentieth of its best speed, from |x| = 2.2 on for tanh and 4.4 for sigmoid.
-        vanishing: the flow gain of a layer, below. Chosen here: sigmoid, whose derivative is 1/4 at most, has 0.2.
-        depth_vanishing: the gradient that leaves the first layer over that which leaves the last, below; Glorot and
-            Bengio (2010) compare layers so. Chosen here: the learning rate that is right for the last layer is then
-            1,000 times too small for the first.
-        exploding: the same ratio, above. Chosen here: the mirror image.
-        saturated: fraction of a layer's units, above. Chosen here: most of them; 19 % were measured, with Adam.
-        dead: fraction of a ReLU layer's units that never fire, above. Stanford's CS231n, "Neural networks 1", names
-            40 % as what too high a learning rate can do. Chosen here: between that and the 11 % that were measured.
-        false_zeros: fraction of the gradient, above. Chosen here: minigrad's activations have none while the gradient
-            is within the dtype's range.
-        ratio_high: update over weight, above: the learning rate is too large. CS231n, "Neural networks 3": "somewhere
-            around 1e-3". Chosen here: a hundred times that, as the first steps of Adam were measured at 1e-2.
-        ratio_low: the same ratio, never as high: the learning rate is too small. Chosen here: a hundredth of that 1e-3.
-
-    Raises:
-        UserError: a number is out of its range. But for `share`, one end of each range turns its verdict off.
-    """
-
-    share: float = 0.05
-    vanishing: float = 0.1
-    depth_vanishing: float = 1e-3
-    exploding: float = 1e3
-    saturated: float = 0.5
-    dead: float = 0.25
-    false_zeros: float = 0.01
-    ratio_high: float = 0.1
-    ratio_low: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise UserError(f"share={self.share:g}: expected a number between 0 and 1")
-        for name in ("vanishing", "depth_vanishing", "saturated", "dead", "false_zeros"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name):g}: expected a number from 0 to 1")
-        if not self.exploding >= 1:
-            raise UserError(f"exploding={self.exploding:g}: expected a number from 1 on")
-        if not 0 <= self.ratio_low < self.ratio_high:
-            expected = f"a number from 0 on, below ratio_high={self.ratio_high:g}"
-            raise UserError(f"ratio_low={self.ratio_low:g}: expected {expected}")
+from minigrad.monitoring.thresholds import Thresholds
 
 
 @dataclass(frozen=True)
@@ -71,7 +20,7 @@ class Verdict:
             "learning rate too small".
         where: the layer or the parameter; of several layers the worst. Empty: the network as a whole.
         message: all of it in a sentence or two, with the numbers and what to try.
-        also: other layers of which the same is true, from input to output.
+        also: other layers of which the same is true, from input to output; of the network those that suffer from it.
     """
 
     kind: str
@@ -83,24 +32,47 @@ class Verdict:
         return self.message
 
 
-def judge(readings: Readings, thresholds: Thresholds, highest_ratio: float) -> list[Verdict]:
+def judge(
+    readings: Readings,
+    thresholds: Thresholds,
+    highest_ratio: float = math.nan,
+    *,
+    is_early: bool = False,
+    began_ill: bool = False,
+) -> list[Verdict]:
     """Say what is wrong: at most one verdict of each kind for the layers, and one for the network.
 
-    It goes by medians over the steps; what has no number is no evidence, neither for nor against.
+    It goes by medians over the steps; what has no number is no evidence, neither for nor against. An output layer is
+    not judged by its gain or its saturation: of a classifier that is sure of itself, and right, it has to be saturated.
 
     Args:
         readings: of consecutive steps, some dozens.
         thresholds: from where on something is wrong.
         highest_ratio: the highest of the run's `update_ratios` so far, as a run that has converged makes small updates
-            too; NaN if there are none but those of these readings.
+            too, and one whose weights a single update has blown up as well; NaN if those of these readings are all.
+        is_early: whether the run has only begun; then small weights may yet grow and a learning rate yet warm up, so
+            its size alone is no fault.
+        began_ill: whether something was wrong in the run's first step already; then no learning rate is the cause.
 
     Returns: verdicts in the order in which to read them: what explains the others comes first.
     """
-    evidence = _Evidence(readings, thresholds, flow_medians(readings), highest_ratio)
-    rules = (_non_finite, _over_depth, _vanishing, _dead, _saturated, _false_zeros, _learning_rate_too_large)
-    verdicts = [verdict for rule in rules for verdict in rule(evidence)]
-    # Whatever else is wrong can make updates small, so a learning rate is blamed for it only if nothing else is.
-    return verdicts or _learning_rate_too_small(evidence)
+    evidence = _Evidence(readings, thresholds, flow_medians(readings))
+    faults = [*_non_finite(evidence), *_symptoms(evidence)]
+    ratio = median_update_ratio(readings)
+    highest = highest_ratio if highest_ratio >= ratio else ratio
+    if ratio > thresholds.ratio_high and not is_early:
+        rate = _learning_rate("large", f"an update has {ratio:.2g} times the norm of the weights", "smaller")
+    elif highest > thresholds.ratio_high and faults and not began_ill:
+        rate = _learning_rate("large", f"an update has had {highest:.2g} times the norm of the weights", "smaller")
+    elif highest < thresholds.ratio_low and not is_early and not faults:  # each of which could make updates small
+        return [
+            _learning_rate("small", f"no update had more than {highest:.2g} times the norm of the weights", "larger")
+        ]
+    else:
+        return faults
+    if not began_ill:
+        evidence = replace(evidence, remedy="a smaller learning rate")
+    return [*_non_finite(evidence), rate, *_symptoms(evidence)]
 
 
 def flow_medians(readings: Readings) -> dict[str, dict[str, float]]:
@@ -143,11 +115,16 @@ class _Evidence:
     readings: Readings
     thresholds: Thresholds
     layers: dict[str, dict[str, float]]
-    highest_ratio: float
+    remedy: str = ""  # of all that is wrong with layers, where it is known
 
     def many(self, statistic: str, limit: float) -> dict[str, float]:
-        """Return the median of a statistic of the layers where it is above a limit."""
-        return {name: layer[statistic] for name, layer in self.layers.items() if layer[statistic] > limit}
+        """Return the median of a statistic of the hidden layers where it is above a limit."""
+        return {name: self.layers[name][statistic] for name in self.hidden if self.layers[name][statistic] > limit}
+
+    @property
+    def hidden(self) -> list[str]:
+        """Names of the layers that are not the model's output."""
+        return [name for name in self.layers if name not in self.readings.outputs]
 
     def dead(self) -> dict[str, float]:
         """Return the fraction of dead units of the layers that have too many."""
@@ -156,18 +133,24 @@ class _Evidence:
 
     def vanishing(self) -> dict[str, float]:
         """Return the flow gain of the layers where it is too small, but for those whose dead units say why."""
-        gains = {name: self.layers[name]["gain"] for name in self.layers.keys() - self.dead().keys()}
-        return {name: gains[name] for name in self.layers if gains.get(name, math.nan) < self.thresholds.vanishing}
+        dead = self.dead()
+        gains = {name: self.layers[name]["gain"] for name in self.hidden if name not in dead}
+        return {name: gain for name, gain in gains.items() if gain < self.thresholds.vanishing}
 
-    def over_depth(self) -> tuple[float, str, str, int]:
-        """Return the ratio of the first layer's gradient to the last's, or NaN, and who and how far apart they are."""
-        names = [name for name, layer in self.layers.items() if not math.isnan(layer["rms"])]
-        if not names:
-            return math.nan, "", "", 0
-        first, last = (self.readings.layer(name)["rms"] for name in (names[0], names[-1]))
-        ratio = first / last
-        ratio = ratio.where(ratio.isfinite() & last.isfinite(), math.nan)
-        return float(ratio.nanmedian()), names[0], names[-1], len(names) - 1
+    def saturated(self) -> dict[str, float]:
+        """Return the fraction of saturated units of the layers that have too many; half of ReLU's are in the best."""
+        found = self.many("saturated", self.thresholds.saturated)
+        return {name: found[name] for name in found if self.readings.layers[name] != "relu"}
+
+    def over_depth(self) -> dict[str, float]:
+        """Return the norm of the gradient that leaves each layer over that of the last, where there are numbers."""
+        names = [name for name, layer in self.layers.items() if not math.isnan(layer["norm"])]
+        ratios = {}
+        for name in names:
+            norm, last = (self.readings.layer(each)["norm"] for each in (name, names[-1]))
+            ratio = norm / last
+            ratios[name] = float(ratio.where(ratio.isfinite() & last.isfinite(), math.nan).nanmedian())
+        return ratios
 
     def of_layers(
         self, kind: str, found: dict[str, float], text: Callable[[str], str], advice: str = "", least: bool = False
@@ -180,18 +163,33 @@ class _Evidence:
         more = f" and {len(also) - 3} more" if len(also) > 3 else ""
         same = f" Likewise in {'layer' if len(also) == 1 else 'layers'} {', '.join(also[:3])}{more}." if also else ""
         activation = self.readings.layers[worst]
-        sentence = f"layer {worst} ({activation}): {kind}: {text(worst)}.{same} Try {advice or _REMEDY[activation]}."
+        remedy = self.remedy or advice or _REMEDY[activation]
+        sentence = f"layer {worst} ({activation}): {kind}: {text(worst)}.{same} Try {remedy}."
         return [Verdict(kind, worst, sentence, also)]
 
 
+def _symptoms(evidence: _Evidence) -> list[Verdict]:
+    """Say what is wrong with the layers, and with the network that they make."""
+    rules = (_over_depth, _vanishing, _dead, _saturated, _false_zeros)
+    return [verdict for rule in rules for verdict in rule(evidence)]
+
+
 def _non_finite(evidence: _Evidence) -> list[Verdict]:
-    """The first step, and in it the first place on the way back from the loss."""
+    """The first step, and in it the first place on the way back from the loss.
+
+    But for steps that changed nothing and were followed by better ones, as those in which a loss scale is found.
+    """
     readings = evidence.readings
     fraction = readings.flow[..., FLOW.index("nonfinite")]
-    norm, parameter_norm = (readings.updates[..., UPDATES.index(name)] for name in ("gradient_norm", "parameter_norm"))
+    norm, parameter_norm, update_norm = (
+        readings.updates[..., UPDATES.index(name)] for name in ("gradient_norm", "parameter_norm", "update_norm")
+    )
     layers = fraction > 0
     parameters = norm.isinf() | (norm.isnan() & ~parameter_norm.isnan())  # both are NaN where nothing was measured
-    steps = torch.cat([layers, parameters], 1).any(1).nonzero()
+    is_bad = torch.cat([layers, parameters], 1).any(1)
+    is_skipped = (update_norm == 0).any(1) & ~(update_norm > 0).any(1)
+    is_followed = (~is_bad).flip(0).cummax(0).values.flip(0)  # by a step in which all is finite
+    steps = (is_bad & ~(is_skipped & is_followed)).nonzero()
     if not len(steps):
         return []
     i = int(steps[0])
@@ -205,23 +203,34 @@ def _non_finite(evidence: _Evidence) -> list[Verdict]:
         where = list(readings.parameters)[place]
         who, what = f"parameter {where}", f"the norm of its gradient is {norm[i, place]:g}"
     advice = "a smaller learning rate or a dtype of wider range"
+    if readings.first_step + i == 0:  # before the first update
+        advice = "finite inputs, smaller initial values or a dtype of wider range"
     text = f"{what} at step {readings.first_step + i}, first on the way back from the loss"
     return [Verdict("non-finite", where, f"{who}: non-finite: {text}. Try {advice}.")]
 
 
 def _over_depth(evidence: _Evidence) -> list[Verdict]:
     """Exploding or vanishing of the network as a whole."""
-    ratio, first, last, distance = evidence.over_depth()
-    vanishes = ratio < evidence.thresholds.depth_vanishing
-    if not vanishes and not ratio > evidence.thresholds.exploding:
+    ratios, thresholds = evidence.over_depth(), evidence.thresholds
+    if not ratios:
+        return []
+    names = list(ratios)
+    first, last = names[0], names[-1]
+    ratio = ratios[first]
+    vanishes = ratio < thresholds.depth_vanishing
+    if not vanishes and not ratio > thresholds.exploding:
         return []
     kind, verb = ("vanishing", "shrinks") if vanishes else ("exploding", "grows")
-    factor = "to 0" if ratio == 0 else f"{_fold(ratio)}, {_fold(ratio ** (1 / distance))} per layer on average"
+    factor = "to 0" if ratio == 0 else f"{_fold(ratio)}, {_fold(ratio ** (1 / (len(names) - 1)))} per layer on average"
     advice = "an initial scale that fits the activation (Glorot's for tanh, He's for ReLU)"
     if vanishes and "sigmoid" in evidence.readings.layers.values():
         advice += ", and tanh or ReLU instead of sigmoid, whose derivative is 1/4 at most"
     text = f"from layer {last} back to layer {first} the gradient {verb} {factor}"
-    return [Verdict(kind, "", f"the network: {kind}: {text}. Try {advice}.")]
+    message = f"the network: {kind}: {text}. Try {evidence.remedy or advice}."
+    suffer = [
+        n for n, r in ratios.items() if (r < thresholds.depth_vanishing if vanishes else r > thresholds.exploding)
+    ]
+    return [Verdict(kind, "", message, tuple(suffer))]
 
 
 def _vanishing(evidence: _Evidence) -> list[Verdict]:
@@ -246,33 +255,21 @@ def _dead(evidence: _Evidence) -> list[Verdict]:
 
 
 def _saturated(evidence: _Evidence) -> list[Verdict]:
-    """Where no verdict on vanishing has said it; half of ReLU's units are inactive in the best of networks."""
-    found, vanishing = evidence.many("saturated", evidence.thresholds.saturated), evidence.vanishing()
-    found = {name: found[name] for name in found if name not in vanishing and evidence.readings.layers[name] != "relu"}
+    """Where no verdict on vanishing has said it."""
+    found, vanishing = evidence.saturated(), evidence.vanishing()
+    found = {name: found[name] for name in found if name not in vanishing}
     text = "{} of its units are saturated and hardly learn"
     return evidence.of_layers("saturated", found, lambda name: text.format(_percent(found[name])))
 
 
 def _false_zeros(evidence: _Evidence) -> list[Verdict]:
-    found = evidence.many("false_zeros", evidence.thresholds.false_zeros)
+    """Where saturation does not explain them."""
+    found, saturated = evidence.many("false_zeros", evidence.thresholds.false_zeros), evidence.saturated()
+    found = {name: found[name] for name in found if name not in saturated}
     text = "{} of the gradient is 0 by rounding alone: the dtype is too small for it"
     # PyTorch's own activations have false zeros in every dtype: they compute from the rounded output.
-    advice = 'minigrad\'s activations with save="input" if others are in use; else float32, or a loss scaled up'
+    advice = "float32 or a loss scaled up; instead of PyTorch's activations minigrad's, with save=\"input\""
     return evidence.of_layers("false zeros", found, lambda name: text.format(_percent(found[name])), advice)
-
-
-def _learning_rate_too_large(evidence: _Evidence) -> list[Verdict]:
-    ratio = median_update_ratio(evidence.readings)
-    if not ratio > evidence.thresholds.ratio_high:
-        return []
-    return [_learning_rate("large", f"an update has {ratio:.2g} times the norm of the weights", "smaller")]
-
-
-def _learning_rate_too_small(evidence: _Evidence) -> list[Verdict]:
-    ratio = max(median_update_ratio(evidence.readings), evidence.highest_ratio)  # the former, if the latter is NaN
-    if not ratio < evidence.thresholds.ratio_low:
-        return []
-    return [_learning_rate("small", f"updates never had more than {ratio:.2g} times the norm of the weights", "larger")]
 
 
 def _learning_rate(fault: str, text: str, remedy: str) -> Verdict:
@@ -282,7 +279,7 @@ def _learning_rate(fault: str, text: str, remedy: str) -> Verdict:
 
 
 _REMEDY = {
-    "sigmoid": "tanh or a smaller initial scale",
+    "sigmoid": "tanh, a smaller initial scale or a smaller learning rate",
     "tanh": "a smaller initial scale or a smaller learning rate",
     "relu": "a smaller learning rate or He's initial scale",
 }

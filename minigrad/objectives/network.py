@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from minigrad.errors import UserError
 from minigrad.models import Predictor
+from minigrad.nn import MLP
 from minigrad.objectives import data
 from minigrad.objectives.data import Data
 
@@ -36,6 +37,8 @@ class Network:
         device: where everything lies.
         dtype: of the data and the parameters.
         hidden: widths of the hidden layers; none makes it a linear model.
+        init: the initial parameters: "torch", PyTorch's own of a linear layer, or normal weights of Glorot's or He's
+            deviation, "glorot" (for sigmoid and tanh) or "he" (for ReLU), and biases of 0.
 
     Attributes:
         model: the network between the data's own units, a `minigrad.models.Predictor`.
@@ -44,7 +47,8 @@ class Network:
         notes: the data's, and whether the batch had to be smaller than asked for, a line each.
 
     Raises:
-        UserError: a width or a batch size below 1, or a target of a single value, by which nothing can be judged.
+        UserError: a width or a batch size below 1, an unknown `init`, or a target of a single value, by which nothing
+            can be judged.
     """
 
     def __init__(
@@ -57,18 +61,23 @@ class Network:
         dtype: torch.dtype = torch.float32,
         *,
         hidden: list[int],
+        init: str = "torch",
     ) -> None:
         if any(width < 1 for width in hidden):
             raise UserError(f"objective.hidden={hidden}: expected widths of at least 1")
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: expected an integer from 1 on")
+        if init not in INITS:
+            raise UserError(f"objective.init={init}: expected one of {', '.join(INITS)}")
         given = load()
         classes = given.classes
         inputs, test_inputs, targets, test_targets = _split(given, seed)
         with torch.random.fork_rng(devices=[]):  # initialised on the host: the same on every device
             torch.manual_seed(seed)
             sizes = [inputs.shape[1], *hidden, 1 if classes is None else len(classes)]
-            model = Predictor(sizes, activation, classes).to(device, dtype)
+            model = Predictor(sizes, activation, classes)
+            INITS[init](model.network)
+        model.to(device, dtype)
         mean, deviation = _moments(inputs, given.standardise_together)
         model.input_mean.copy_(torch.from_numpy(mean))
         model.input_deviation.copy_(torch.from_numpy(deviation))
@@ -152,13 +161,35 @@ def spirals(
     dtype: torch.dtype = torch.float32,
     *,
     hidden: list[int],
+    init: str = "torch",
     samples: int,
     noise: float,
     arms: int,
 ) -> Network:
     """Return a network on points of interleaved spirals, made from the run's own seed."""
     load = partial(data.spirals, samples, noise, arms, seed)
-    return Network(load, activation, batch_size, seed, device, dtype, hidden=hidden)
+    return Network(load, activation, batch_size, seed, device, dtype, hidden=hidden, init=init)
+
+
+def _as_made(network: MLP) -> None:
+    """Leave the parameters as PyTorch initialises them."""
+
+
+@torch.no_grad()
+def _normal(initialise: Callable[[Tensor], Tensor], network: MLP) -> None:
+    """Draw normal weights of one of the deviations in torch.nn.init, and set biases to 0."""
+    for name, parameter in network.named_parameters():
+        if name.endswith("weight"):
+            initialise(parameter)
+        else:
+            parameter.zero_()
+
+
+INITS: dict[str, Callable[[MLP], None]] = {
+    "torch": _as_made,
+    "glorot": partial(_normal, nn.init.xavier_normal_),
+    "he": partial(_normal, partial(nn.init.kaiming_normal_, nonlinearity="relu")),
+}
 
 
 def _split(given: Data, seed: int) -> list[Array]:

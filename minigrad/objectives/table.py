@@ -29,12 +29,15 @@ def table(
     dtype: torch.dtype = torch.float32,
     *,
     hidden: list[int],
+    init: str = "torch",
     file: str,
     target: str | None,
     task: str | None,
 ) -> Network:
     """Return a network on the user's own table; `read` says what file, target and task may be."""
-    return Network(partial(read, file, target, task), activation, batch_size, seed, device, dtype, hidden=hidden)
+    return Network(
+        partial(read, file, target, task), activation, batch_size, seed, device, dtype, hidden=hidden, init=init
+    )
 
 
 def read(file: str, target: str | None = None, task: str | None = None) -> Data:

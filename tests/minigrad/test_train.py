@@ -33,9 +33,9 @@ TRAINING_KEYS = (
     "keys of experiment=training: experiment, seed, device, threads, deterministic, run_dir, learning_rate, steps, "
     "warmup_steps, accumulate, clip_norm, precision, on_nonfinite, patience, target_loss, log_every, judge_every, "
     "checkpoint_every, keep, on_verdict, histogram_every, noise_every, noise_batches, hessian_every, initial, resume, "
-    "activation, batch_size, epochs, objective, objective.hidden, rule, rule.weight_decay, schedule, monitor, "
-    "monitor.window, monitor.share, monitor.vanishing, monitor.depth_vanishing, monitor.exploding, monitor.saturated, "
-    "monitor.dead, monitor.false_zeros, monitor.ratio_high, monitor.ratio_low"
+    "activation, batch_size, epochs, objective, objective.hidden, objective.init, rule, rule.weight_decay, schedule, "
+    "monitor, monitor.window, monitor.share, monitor.vanishing, monitor.depth_vanishing, monitor.exploding, "
+    "monitor.saturated, monitor.dead, monitor.false_zeros, monitor.ratio_high, monitor.ratio_low"
 )
 EXACTNESS_KEYS = (
     "keys of experiment=exactness: experiment, seed, device, threads, deterministic, run_dir, activations, dtypes, "

@@ -13,6 +13,7 @@ import minigrad
 from minigrad.errors import RunFailed, UserError
 from minigrad.guard import DeviceGuard, HostGuard
 from minigrad.nn import MLP
+from minigrad.objectives import data
 from minigrad.objectives.data import Data
 from minigrad.objectives.function import Function
 from minigrad.objectives.landscapes import LANDSCAPES
@@ -672,3 +673,16 @@ def test_a_parameter_on_which_the_loss_does_not_depend_is_named(loss, name):
     with pytest.raises(UserError) as caught:
         Trainer(objective, gradient_descent, 0.1).advance(1)
     assert str(caught.value) == f"the loss does not depend on {name}: leave it out of the objective's parameters()"
+
+
+def test_a_trainer_whose_monitor_is_not_attached_says_so_before_it_steps():
+    objective = Network(data.wine, "tanh", 16, 0, "cpu", hidden=[4])
+    monitor = minigrad.GradientMonitor(objective.network)
+    trainer = Trainer(objective, gradient_descent, 0.1, monitor=monitor)
+    before = [parameter.detach().clone() for parameter in objective.network.parameters()]
+    with pytest.raises(RuntimeError, match=r"the monitor is not attached: call its attach\(\)"):
+        trainer.step()
+    assert all(map(torch.equal, before, objective.network.parameters()))
+    with monitor:
+        trainer.step()
+    assert len(monitor.read()) == 1

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from minigrad.errors import UserError
 from minigrad.monitoring.monitor import GradientMonitor
 from minigrad.monitoring.readings import FLOW, UPDATES
-from minigrad.monitoring.verdicts import Thresholds
+from minigrad.monitoring.thresholds import Thresholds
 from minigrad.nn import MLP
 from minigrad.options import options_of
 from minigrad.train import main
@@ -87,11 +87,28 @@ def test_a_bad_layer_is_marked(capsys):
     assert any("dead" in row or "vanishing" in row for row in rows), out
 
 
-def test_on_verdict_stop_saves_and_ends_the_run_with_the_reason(capsys):
+def test_layers_that_suffer_from_the_network_are_marked(capsys):
+    run("here", *VANISHING)
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("network.")}
+    assert "vanishing" in rows["network.0"]
+    assert "vanishing" not in rows["network.7"]
+
+
+def test_on_verdict_stop_saves_shows_and_ends_the_run_with_the_reason(capsys):
     assert main(["run_dir=here", *VANISHING, "judge_every=5", "on_verdict=stop"]) == 1
-    assert "minigrad-train: step 5: the network: vanishing: " in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "minigrad-train: step 5: the network: vanishing: " in shown.err
+    assert "the layers, medians over the last 5 steps:" in shown.out
+    assert Path("here/figures/flow.png").exists()
     assert (summary("here")["status"], summary("here")["steps"]) == ("failed", 5)
     assert checkpoints("here") == [0, 5]
+    run("here", "resume=here", "on_verdict=warn")
+    assert (summary("here")["status"], summary("here")["steps"]) == ("finished", 20)
+
+
+def test_to_stop_on_a_verdict_without_a_monitor_is_refused(capsys):
+    assert main(["run_dir=here", *TINY, "monitor=none", "on_verdict=stop"]) == 2
+    assert "on_verdict=stop, but monitor=none gives no verdicts" in capsys.readouterr().err
 
 
 def test_a_step_that_is_not_finite_names_the_layer(capsys):
@@ -99,6 +116,7 @@ def test_a_step_that_is_not_finite_names_the_layer(capsys):
     shown = capsys.readouterr()
     assert "the loss is" in shown.err
     assert ": non-finite: " in shown.out
+    assert Path("here/figures/flow.png").exists()
     assert "network." in shown.out
 
 

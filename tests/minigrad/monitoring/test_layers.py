@@ -1,4 +1,5 @@
 import copy
+import gc
 import io
 import itertools
 import pickle
@@ -15,7 +16,7 @@ from minigrad.errors import UserError
 from minigrad.monitoring.layers import Layers
 from minigrad.monitoring.monitor import GradientMonitor
 from minigrad.monitoring.readings import FLOW
-from minigrad.monitoring.verdicts import Thresholds
+from minigrad.monitoring.thresholds import Thresholds
 
 SHARE = Thresholds().share
 RELATIVE = 1e-5  # on a GPU partial sums are float32; on the CPU they are float64
@@ -111,6 +112,7 @@ class Captured:
         return {
             "upstream_rms": rms(g),
             "rms": rms(dx),
+            "norm": dx.norm().item(),
             "gain": rms(dx) / rms(g),
             "largest": dx.abs().max().item(),
             "zeros": (dx == 0).sum().item() / x.numel(),
@@ -300,6 +302,20 @@ def test_a_module_that_is_not_used_in_a_step_has_no_number_in_it(make):
     assert not gains[0].isnan().any()
     assert gains[1, 0].isnan().all()
     assert not gains[1, 1:].isnan().any()
+
+
+def test_what_a_hook_sees_is_freed_with_the_graph():
+    def alive():
+        gc.collect()
+        return sum(type(each) is torch.Tensor and each.shape == (71, 16) for each in gc.get_objects())
+
+    model = torch_nn.Sequential(torch_nn.Linear(8, 16), torch_nn.Tanh(), torch_nn.Linear(16, 1))
+    watched(model)
+    loss = model(torch.ones(71, 8)).sum()
+    loss.backward(retain_graph=True)
+    assert alive() > 0
+    loss.backward()
+    assert alive() == 0  # though the loss, and with it the graph, is still there
 
 
 def test_an_empty_batch_has_no_numbers():
@@ -493,6 +509,25 @@ def test_units_of_images_are_channels():
     model(x).sum().backward()
     monitor.step()
     assert monitor.read().dead["act"].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("make", [nn.ReLU, torch_nn.ReLU])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_units_after_a_convolution_over_time_are_channels(normalised, make):
+    torch.manual_seed(0)
+    between = [torch_nn.BatchNorm1d(6, affine=normalised)] if normalised else []
+    model = torch_nn.Sequential(torch_nn.Conv1d(2, 6, 3), *between, make(), torch_nn.Linear(8, 5), make())
+    silenced = between[0] if normalised else model[0]
+    with torch.no_grad():
+        silenced.bias[:4] = -100
+    monitor = watched(model, window=1)
+    for _ in range(2):
+        model(torch.randn(3, 2, 10)).sum().backward()
+        monitor.step()
+    dead = monitor.read().dead
+    first, second = dead
+    assert dead[first].tolist() == [True] * 4 + [False] * 2
+    assert len(dead[second]) == 5
 
 
 def test_a_layer_unused_for_a_whole_window_has_no_dead_units():

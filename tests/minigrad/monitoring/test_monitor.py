@@ -14,6 +14,8 @@ from minigrad import nn
 from minigrad.errors import UserError
 from minigrad.monitoring.monitor import GradientMonitor
 from minigrad.monitoring.readings import FLOW
+from minigrad.monitoring.thresholds import Thresholds
+from minigrad.monitoring.verdicts import update_ratios
 
 RELATIVE = 1e-5
 WINDOW = 4
@@ -111,6 +113,23 @@ def test_a_gradient_penalty_is_not_counted_as_a_second_pass(make):
 
     model = make()
     assert_same(seen(model, penalized), seen(model, whole))
+
+
+@EVERY_MODEL
+def test_of_a_penalty_whose_inner_pass_is_paused_the_training_pass_is_counted(make):
+    model = make()
+    monitor = watched(model)
+
+    def both(model):
+        loss = loss_of(model)
+        with monitor.paused():
+            gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        (loss + 0 * sum(gradient.square().sum() for gradient in gradients)).backward()
+
+    both(model)
+    monitor.step()
+    monitor.detach()
+    assert_same(monitor.read().flow[0], seen(model, whole), RELATIVE)
 
 
 @EVERY_MODEL
@@ -281,6 +300,61 @@ def test_passes_after_the_last_step_wait_for_the_step_that_they_belong_to():
     assert monitor.read().flow[0, 0, FLOW.index("gain")].item() > 0
 
 
+def test_a_reading_within_a_step_does_not_end_it():
+    model = network()
+    monitor = watched(model)
+    train(model, monitor, 1)
+    monitor.read()
+    for _ in range(3):
+        whole(model)
+        assert len(monitor.read()) == 0
+        monitor.step()
+        assert len(monitor.read()) == 1
+    assert len(monitor.history) == 4
+    assert not monitor.history.updates[:, :, :-1].isnan().any()
+
+
+def test_verdicts_go_by_steps_that_have_not_been_read_and_leave_them_to_be_read():
+    model = scaled(network("tanh"), 12, slice(1))
+    monitor = watched(model, window=WINDOW)
+    train(model, monitor, WINDOW, learning_rate=0.005)
+    assert [verdict.kind for verdict in monitor.verdicts()] == ["saturated"]
+    train(model, monitor, 2, learning_rate=0.005)
+    assert len(monitor.verdicts()) == 1
+    readings = monitor.read()
+    assert (len(readings), readings.first_step, len(monitor.read())) == (WINDOW + 2, 0, 0)
+    assert len(monitor.history) == WINDOW
+
+
+class Backwards(torch_nn.Module):
+    """Layers that are registered in another order than they compute in."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.last, self.first = torch_nn.Linear(16, 1), torch_nn.Linear(8, 16)
+        self.second, self.one, self.unused = nn.Sigmoid(), nn.Tanh(), nn.ReLU()
+
+    def forward(self, x):
+        return self.last(self.second(self.one(self.first(x))))
+
+
+def test_layers_are_in_the_order_in_which_they_compute():
+    model = Backwards()
+    with GradientMonitor(model) as monitor:
+        assert list(monitor.history.layers) == ["second", "one", "unused"]
+        train(model, monitor, 3)
+        readings, history = monitor.read(), monitor.history
+    for found in (readings, history):
+        assert found.layers == {"one": "tanh", "second": "sigmoid", "unused": "relu"}
+        second, one = found.layer("second"), found.layer("one")
+        assert torch.allclose(second["rms"], one["upstream_rms"], rtol=RELATIVE, atol=0)
+        assert found.layer("unused")["rms"].isnan().all()
+    other = GradientMonitor(model)
+    other.load_state_dict(monitor.state_dict())
+    assert other.history.layers == readings.layers
+
+
 def test_a_model_without_layers_or_parameters_can_be_watched():
     model = torch_nn.Linear(3, 3).requires_grad_(False)
     with GradientMonitor(model) as monitor:
@@ -299,11 +373,60 @@ def test_replaced_activations_are_watched_without_a_warning_and_with_the_same_fi
 
 def test_the_warning_says_how_many_modules_are_watched_through_hooks_and_what_to_do():
     text = (
-        r"2 activation modules are PyTorch's own .*: minigrad\.nn\.replace_activations\(model\) makes them minigrad's"
+        r"2 activation modules are PyTorch's own .*: minigrad\.nn\.replace_activations\(model\), before the "
+        r"monitor is made, makes them minigrad's"
     )
     with pytest.warns(UserWarning, match=text) as warned, GradientMonitor(torchs()):
         pass
     assert [warning.filename for warning in warned] == [__file__]
+
+
+def test_one_module_watched_through_hooks_is_told_in_the_singular():
+    with pytest.warns(UserWarning, match="^1 activation module is PyTorch's own"), GradientMonitor(torch_nn.Tanh()):
+        pass
+
+
+def test_activations_that_are_no_modules_are_warned_of_where_there_may_be_some():
+    layers = torch_nn.Linear(3, 3), torch_nn.Linear(3, 1)
+    text = "no module of sigmoid, tanh or ReLU, and activations called as functions are not seen"
+    with pytest.warns(UserWarning, match=text), GradientMonitor(torch_nn.Sequential(*layers)):
+        pass
+    with warnings.catch_warnings(action="error"), GradientMonitor(layers[0]):
+        pass
+
+
+def test_activations_replaced_after_the_monitor_was_made_are_warned_of():
+    model = torchs()
+    with warnings.catch_warnings(action="ignore"):
+        monitor = GradientMonitor(model)
+        nn.replace_activations(model)
+        monitor.attach()
+        train(model, monitor, 2)
+    with pytest.warns(
+        UserWarning, match=r"no pass .* in 3 steps: have they been replaced since the monitor was made\?"
+    ):
+        train(model, monitor, 2)
+
+
+def test_replacing_the_activations_of_a_watched_model_says_to_detach_the_monitor():
+    model = torchs()
+    watched(model)
+    with pytest.raises(ValueError, match=r"those of a GradientMonitor go with its detach\(\)"):
+        nn.replace_activations(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (([1, 2],), r"`module` is \[1, 2\]: pass a torch\.nn\.Module"),
+        ((network(), 50), r"`thresholds` is 50: pass minigrad\.Thresholds"),
+        ((network(), Thresholds(), 1.5), r"`window` is 1\.5: pass a number of steps, an integer"),
+        ((network(), Thresholds(), "x"), "`window` is 'x': pass a number of steps, an integer"),
+    ],
+)
+def test_what_is_no_model_no_thresholds_or_no_number_is_refused(arguments, text):
+    with pytest.raises(TypeError, match=text):
+        GradientMonitor(*arguments)
 
 
 # Attaching.
@@ -534,8 +657,65 @@ def test_gradients_too_small_for_the_dtype_are_false_zeros(dtype, scale):
 
 
 def test_a_learning_rate_too_large_is_told():
-    found = judged(network("relu"), learning_rate=1.0, optimizer=torch.optim.Adam, n_steps=1)
-    assert list(found) == [("learning rate too large", "")]
+    found = judged(network("relu"), learning_rate=1.0, optimizer=torch.optim.Adam, n_steps=WINDOW)
+    assert ("learning rate too large", "") in found
+    assert judged(torch_nn.Linear(8, 1), learning_rate=1.0, n_steps=1) == {}  # it has small weights, and few
+
+
+def test_a_learning_rate_that_was_too_large_once_is_told_with_what_it_did():
+    model = network("tanh")
+    monitor = watched(model, window=WINDOW)
+    train(model, monitor, 1, learning_rate=50.0, optimizer=torch.optim.Adam)
+    train(model, monitor, 3 * WINDOW, learning_rate=1e-4)
+    cause, *effects = monitor.verdicts()
+    assert cause.kind == "learning rate too large"
+    assert "vanishing" in [verdict.kind for verdict in effects]
+    assert all(verdict.message.endswith(". Try a smaller learning rate.") for verdict in effects)
+
+
+def test_a_network_that_begins_ill_is_not_blamed_on_the_learning_rate():
+    model = naive("tanh", 3.0)
+    monitor = watched(model, window=WINDOW)
+    train(model, monitor, 2 * WINDOW, learning_rate=0.5)
+    other = GradientMonitor(model, window=WINDOW)
+    readings = monitor.read()
+    assert update_ratios(readings).max() > Thresholds().ratio_high
+    other.load_state_dict(monitor.state_dict())
+    for found in (monitor.verdicts(), other.verdicts()):
+        assert [verdict.kind for verdict in found] == ["vanishing", "vanishing"]
+        assert all("initial scale" in str(verdict) for verdict in found)
+
+
+def test_a_classifier_that_is_sure_of_itself_gets_no_word():
+    torch.manual_seed(0)
+    model = torch_nn.Sequential(nn.MLP([2, 16, 1]), nn.Sigmoid())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    x = torch.randn(256, 2)
+    target = (x.sum(1, keepdim=True) > 0).float()
+    with GradientMonitor(model, window=50) as monitor:
+        for _ in range(600):
+            optimizer.zero_grad()
+            loss = torch_nn.functional.binary_cross_entropy(model(x), target)
+            loss.backward()
+            optimizer.step()
+            monitor.step()
+        assert loss < 0.05
+        assert monitor.verdicts() == []
+        output = monitor.history.layer("1")
+        assert output["saturated"][-1] > 0.5  # of its units, which is right
+
+
+def test_a_loss_scale_that_is_found_in_the_first_steps_is_no_fault():
+    model = network()
+    monitor = watched(model, window=WINDOW)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    for step, scale in enumerate([math.inf, math.inf, 1.0, 1.0, 1.0]):
+        optimizer.zero_grad()
+        (scale * loss_of(model, step)).backward()
+        if scale == 1:  # as a GradScaler, which skips the others
+            optimizer.step()
+        monitor.step()
+    assert monitor.verdicts() == []
 
 
 def test_a_learning_rate_too_small_is_told_once_a_window_is_over():

@@ -5,7 +5,8 @@ import torch
 
 from minigrad.monitoring.presentation import draw_gain, layer_rows, parameter_rows
 from minigrad.monitoring.readings import FLOW, UPDATES, Readings
-from minigrad.monitoring.verdicts import Thresholds, Verdict
+from minigrad.monitoring.thresholds import Thresholds
+from minigrad.monitoring.verdicts import Verdict
 from minigrad.tables import markdown, plain
 
 
@@ -51,6 +52,13 @@ def test_a_row_names_all_verdicts_on_it_those_of_which_it_is_not_the_worst_too()
     given = readings({"a": {}, "b": {}, "c": {}}, {"w": {}, "v": {}})
     assert [row["verdict"] for row in cells(layer_rows(given, verdicts))] == ["vanishing", "vanishing, false zeros", ""]
     assert [row["verdict"] for row in cells(parameter_rows(given, verdicts))] == ["non-finite", ""]
+
+
+def test_inactive_units_of_relu_are_not_shown_as_saturated_and_no_verdict_is_named_twice():
+    given = readings({"a": {"activation": "relu", "saturated": 0.5, "zeros": 0.5}, "b": {"saturated": 0.25}}, {})
+    verdicts = [Verdict("vanishing", "", "", also=("a",)), Verdict("vanishing", "a", "")]
+    a, b = cells(layer_rows(given, verdicts))
+    assert (a["saturated %"], a["zeros %"], a["verdict"], b["saturated %"]) == ("", 50.0, "vanishing", 25.0)
 
 
 def test_dead_units_are_shown_in_per_cent_of_relu_layers_alone():
@@ -173,11 +181,21 @@ def test_a_line_stands_in_the_colour_bar_where_the_gradient_vanishes():
 
 
 @pytest.mark.parametrize(
-    "rms", [[[0.0, 1.0]], [[0.0, 0.0]], [[1.0, 0.0]], [[math.nan, 1.0]], [[1.0, math.nan]], [[math.inf, 1.0]]]
+    ("norms", "is_drawn"),
+    [
+        ([[0.0, 1.0]], True),
+        ([[math.nan, 1.0]], True),
+        ([[math.inf, 1.0]], True),
+        ([[0.0, 0.0]], False),
+        ([[1.0, 0.0]], False),
+        ([[1.0, math.nan]], False),
+    ],
 )
-def test_sizes_that_have_no_ratio_are_gaps(rms):
-    _, profile, _ = drawn([[math.nan, math.nan]], rms)
-    assert math.isnan(profile.lines[0].get_xdata()[0])
+def test_sizes_that_have_no_ratio_are_gaps_and_a_time_without_any_is_left_out(norms, is_drawn):
+    _, profile, _ = drawn([[math.nan, math.nan]], norms)
+    curves = [line for line in profile.lines if line.get_label().startswith("step")]
+    assert len(curves) == is_drawn
+    assert all(math.isnan(curve.get_xdata()[0]) and curve.get_xdata()[1] == 1 for curve in curves)
 
 
 def test_a_long_name_is_shortened_to_its_end():

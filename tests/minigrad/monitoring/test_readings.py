@@ -25,8 +25,8 @@ def test_a_layer_and_a_parameter_give_their_statistics_by_name_step_by_step():
     found = readings(3)
     assert len(found) == 3
     assert list(found.layer("block.act")) == list(FLOW)
-    assert found.layer("0")["upstream_rms"].tolist() == [0, 20, 40]
-    assert found.layer("block.act")["gain"].tolist() == [12, 32, 52]
+    assert found.layer("0")["upstream_rms"].tolist() == [0, 22, 44]
+    assert found.layer("block.act")["gain"].tolist() == [14, 36, 58]
     assert list(found.parameter("scale")) == list(UPDATES)
     assert found.parameter("0.bias")["update_ratio"].tolist() == [508, 523, 538]
 
@@ -70,8 +70,8 @@ def test_the_median_is_that_of_the_steps_that_have_a_number():
     given.flow[:, 1, 1] = math.nan
     found = given.median()
     assert (len(found), found.dead) == (1, given.dead)
-    assert found.layer("0")["upstream_rms"].tolist() == [40]  # of 40 and 60 the lower
-    assert found.layer("0")["rms"].tolist() == [21]
+    assert found.layer("0")["upstream_rms"].tolist() == [44]  # of 44 and 66 the lower
+    assert found.layer("0")["rms"].tolist() == [23]
     assert found.layer("block.act")["rms"].isnan().all()
     assert found.parameter("scale")["update_ratio"].tolist() == [528]
 
@@ -87,7 +87,7 @@ def test_points_have_the_tags_of_tensorboard_without_what_is_no_number():
     given = readings(2, dead={"0": torch.tensor([True, False, False, True])})
     given.updates[0, 0] = math.nan
     first, last = given.points()
-    assert first["flow/block.act/mean"] == 18
+    assert first["flow/block.act/mean"] == 20
     assert first["update_ratio/0.bias"] == 508
     assert first["gradient_norm/scale"] == 510
     assert last.keys() - first.keys() == {f"{name}/0.weight" for name in UPDATES} | {"flow/0/dead"}

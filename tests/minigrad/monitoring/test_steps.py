@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minigrad.monitoring.readings import FLOW, UPDATES
-from minigrad.monitoring.steps import Step, flow_of, on_host, updates_of
+from minigrad.monitoring.steps import Step, flow_of, on_host, order_of, updates_of
 from minigrad.monitoring.updates import MEASURED
 from minigrad_kernels import BACKWARD, FORWARD
 
@@ -31,6 +31,7 @@ def test_the_passes_of_a_step_are_one_whole():
     assert found == {
         "upstream_rms": 3,
         "rms": 1,
+        "norm": pytest.approx(math.sqrt(10), rel=1e-15),
         "gain": pytest.approx(1 / 3, rel=1e-15),
         "largest": 1.5,
         "zeros": 0.1,
@@ -72,6 +73,17 @@ def test_no_gradient_that_arrives_has_no_gain():
     found = flow([((0, BACKWARD), [4, 0, 0, 0, 4, 0, 0, 0])])[0][0]
     assert (found["rms"], found["zeros"]) == (0, 1)
     assert math.isnan(found["gain"])
+
+
+def test_layers_are_in_the_order_in_which_the_gradient_came_back_reversed():
+    def order(*passes, n_layers=5):
+        return order_of(Step([(list(passes), rows(*([0] * 8 for _ in passes)))], [], None), n_layers)
+
+    # 3 feeds 1, which feeds 4; computed twice; 0 has no gradient, 2 is not used
+    backward = [(4, BACKWARD), (1, BACKWARD), (3, BACKWARD)]
+    assert order((0, FORWARD), (3, FORWARD), (1, FORWARD), (4, FORWARD), *backward, *backward) == [3, 1, 4, 0, 2]
+    assert order(*backward, (3, FORWARD), (4, FORWARD)) == [3, 1, 4, 0, 2]  # recomputed in another order
+    assert order_of(Step([], [], None), 3) == [0, 1, 2]
 
 
 def test_what_was_measured_is_put_at_its_parameters():

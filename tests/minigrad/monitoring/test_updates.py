@@ -65,6 +65,7 @@ def assert_are(found, values, step):
         assert found[name][step].item() == pytest.approx(value, **options, nan_ok=True), (name, step)
 
 
+@pytest.mark.filterwarnings("ignore:the model has no module")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_parameters_statistics_of_every_step_are_float64s(optimizer, dtype, device):

@@ -6,13 +6,8 @@ import torch
 
 from minigrad.errors import UserError
 from minigrad.monitoring.readings import FLOW, UPDATES, Readings
-from minigrad.monitoring.verdicts import (
-    Thresholds,
-    flow_medians,
-    judge,
-    median_update_ratio,
-    update_medians,
-)
+from minigrad.monitoring.thresholds import Thresholds
+from minigrad.monitoring.verdicts import flow_medians, judge, median_update_ratio, update_medians
 
 HEALTHY = {
     "sigmoid": {"gain": 0.22, "saturated": 0.02, "false_zeros": 0.0},
@@ -23,7 +18,7 @@ STEPS = 5
 FIRST_STEP = 100
 
 
-def readings(*activations, steps=STEPS, weights=2, dead=None, **changes):
+def readings(*activations, steps=STEPS, weights=2, dead=None, outputs=(), first_step=FIRST_STEP, **changes):
     """Return healthy readings of layers "0", "1", ... and of parameters "0.weight", "0.bias", ..., changed.
 
     `layer_1={"gain": 0.5}` and `parameter_0_weight={"update_ratio": 1.0}` change a statistic, in all steps or, with a
@@ -33,7 +28,7 @@ def readings(*activations, steps=STEPS, weights=2, dead=None, **changes):
     shapes = {f"{i}.{kind}": shape for i in range(weights) for kind, shape in (("weight", (4, 3)), ("bias", (4,)))}
     flow = torch.full((steps, len(layers), len(FLOW)), math.nan, dtype=torch.float64)
     updates = torch.full((steps, len(shapes), len(UPDATES)), math.nan, dtype=torch.float64)
-    everywhere = {"rms": 1e-3, "nonfinite": 0.0, "zeros": 0.0}
+    everywhere = {"norm": 1e-3, "nonfinite": 0.0, "zeros": 0.0}
     update = {"gradient_norm": 1.0, "parameter_norm": 2.0, "update_norm": 2e-3, "update_ratio": 1e-3}
     for values, names, statistics, prefix, healthy in (
         (flow, layers, FLOW, "layer", lambda name: everywhere | HEALTHY[layers[name]]),
@@ -44,11 +39,11 @@ def readings(*activations, steps=STEPS, weights=2, dead=None, **changes):
             for statistic, value in (healthy(name) | changed).items():
                 values[:, place, statistics.index(statistic)] = torch.tensor(value, dtype=torch.float64)
     assert not changes
-    return Readings(FIRST_STEP, layers, flow, shapes, updates, dead or {})
+    return Readings(first_step, layers, flow, shapes, updates, dead or {}, outputs)
 
 
-def judged(given, highest_ratio=math.nan, **thresholds):
-    return judge(given, Thresholds(**thresholds), highest_ratio)
+def judged(given, highest_ratio=math.nan, is_early=False, began_ill=False, **thresholds):
+    return judge(given, Thresholds(**thresholds), highest_ratio, is_early=is_early, began_ill=began_ill)
 
 
 def kinds(*arguments, **options):
@@ -89,7 +84,7 @@ def test_a_vanishing_layer_is_told_with_its_factor_and_its_saturation():
     assert (verdict.kind, verdict.where, verdict.also) == ("vanishing", "2", ())
     assert verdict.message == (
         "layer 2 (sigmoid): vanishing: the gradient shrinks 14-fold here; 71 % of its units are saturated. "
-        "Try tanh or a smaller initial scale."
+        "Try tanh, a smaller initial scale or a smaller learning rate."
     )
 
 
@@ -139,7 +134,7 @@ def test_one_other_layer_is_named_in_the_singular():
 
 
 def depth(ratio, layers=4, activation="tanh"):
-    return readings(*[activation] * layers, layer_0={"rms": 0.5 * ratio}, **{f"layer_{layers - 1}": {"rms": 0.5}})
+    return readings(*[activation] * layers, layer_0={"norm": 0.5 * ratio}, **{f"layer_{layers - 1}": {"norm": 0.5}})
 
 
 def test_vanishing_over_depth_names_both_ends_the_factor_and_its_geometric_mean():
@@ -177,7 +172,7 @@ def test_large_factors_are_told_as_powers_of_ten():
     ],
 )
 def test_depth_is_judged_beyond_the_thresholds_alone(ratio, found):
-    given = readings("tanh", "tanh", layer_0={"rms": ratio}, layer_1={"rms": 1.0})
+    given = readings("tanh", "tanh", layer_0={"norm": ratio}, layer_1={"norm": 1.0})
     assert kinds(given) == found
 
 
@@ -187,25 +182,33 @@ def test_a_gradient_that_ends_in_depth_shrinks_to_0():
 
 def test_the_ratio_over_depth_is_taken_step_by_step():
     sizes = [1e-9, 1e-6, 1e-3, 1.0, 1e3]  # the gradient of a run that converges or jumps, not its flow
-    assert kinds(readings("tanh", "tanh", layer_0={"rms": sizes}, layer_1={"rms": sizes})) == []
-    assert kinds(readings("tanh", "tanh", layer_0={"rms": sizes[::-1]}, layer_1={"rms": sizes})) == []
+    assert kinds(readings("tanh", "tanh", layer_0={"norm": sizes}, layer_1={"norm": sizes})) == []
+    assert kinds(readings("tanh", "tanh", layer_0={"norm": sizes[::-1]}, layer_1={"norm": sizes})) == []
 
 
 @pytest.mark.parametrize(("first", "last"), [(1.0, 0.0), (0.0, 0.0), (1.0, math.inf), (math.inf, 1.0)])
 def test_a_ratio_without_a_meaning_is_no_evidence(first, last):
-    assert kinds(readings("tanh", "tanh", layer_0={"rms": first}, layer_1={"rms": last})) == []
+    assert kinds(readings("tanh", "tanh", layer_0={"norm": first}, layer_1={"norm": last})) == []
 
 
 def test_depth_is_measured_between_layers_that_have_numbers():
-    nothing = {"rms": math.nan}
-    given = readings(*["tanh"] * 5, layer_0=nothing, layer_1={"rms": 1e-6}, layer_3={"rms": 1.0}, layer_4=nothing)
+    nothing = {"norm": math.nan}
+    given = readings(*["tanh"] * 5, layer_0=nothing, layer_1={"norm": 1e-6}, layer_3={"norm": 1.0}, layer_4=nothing)
     assert (
         "from layer 3 back to layer 1 the gradient shrinks 10^6-fold, 1,000-fold per layer" in judged(given)[0].message
     )
 
 
+def test_layers_whose_gradient_is_too_small_or_too_large_suffer_from_it():
+    sizes = [10.0 ** (i - 5) for i in range(6)]
+    for activation, ends in (("tanh", sizes), ("relu", sizes[::-1])):
+        layers = {f"layer_{i}": {"norm": size} for i, size in enumerate(ends)}
+        (verdict,) = judged(readings(*[activation] * 6, **layers))
+        assert (verdict.where, verdict.also) == ("", ("0", "1"))
+
+
 def test_a_deep_saturated_network_is_told_in_two_verdicts():
-    layers = {f"layer_{i}": {"gain": 0.05, "saturated": 0.9, "rms": 10.0 ** (i - 12)} for i in range(12)}
+    layers = {f"layer_{i}": {"gain": 0.05, "saturated": 0.9, "norm": 10.0 ** (i - 12)} for i in range(12)}
     network, layer = judged(readings(*["sigmoid"] * 12, **layers))
     assert (network.kind, network.where, layer.kind, len(layer.also)) == ("vanishing", "", "vanishing", 11)
 
@@ -258,6 +261,31 @@ def test_false_zeros_are_told_with_their_share():
     assert kinds(readings("tanh", layer_0={"false_zeros": 0.01})) == []
 
 
+def test_false_zeros_of_saturated_units_are_not_blamed_on_the_dtype():
+    saturated = {"saturated": 0.9, "false_zeros": 0.8}
+    assert kinds(readings("tanh", layer_0=saturated)) == ["saturated"]
+    assert kinds(readings("tanh", layer_0=saturated | {"gain": 0.01})) == ["vanishing"]
+    assert kinds(readings("tanh", "tanh", layer_0=saturated, layer_1={"false_zeros": 0.1})) == [
+        "saturated",
+        "false zeros",
+    ]
+
+
+# An output layer.
+
+
+@pytest.mark.parametrize("change", [{"saturated": 0.9}, {"gain": 0.01, "saturated": 0.9}, {"false_zeros": 0.1}])
+def test_an_output_layer_that_is_sure_is_not_at_fault(change):
+    given = {"layer_1": change}
+    assert kinds(readings("tanh", "sigmoid", **given)) != []
+    assert kinds(readings("tanh", "sigmoid", outputs=("1",), **given)) == []
+
+
+def test_dead_units_and_the_gradient_of_an_output_layer_count():
+    assert kinds(readings("relu", outputs=("0",), dead={"0": dead_units(0.4)})) == ["dead"]
+    assert kinds(readings("tanh", "tanh", layer_0={"norm": 1e-9}, outputs=("1",))) == ["vanishing"]
+
+
 # The learning rate.
 
 
@@ -277,7 +305,9 @@ def test_the_update_ratio_is_the_median_over_the_weights_of_the_median_over_the_
 def test_without_weights_there_is_no_update_ratio():
     assert math.isnan(median_update_ratio(readings(weights=0)))
     assert math.isnan(median_update_ratio(readings(steps=0)))
-    assert math.isnan(median_update_ratio(Readings(0, {}, torch.empty(1, 0, 10), {"b": (3,)}, torch.ones(1, 1, 5), {})))
+    assert math.isnan(
+        median_update_ratio(Readings(0, {}, torch.empty(1, 0, len(FLOW)), {"b": (3,)}, torch.ones(1, 1, 5), {}))
+    )
 
 
 def weights(ratio):
@@ -291,10 +321,51 @@ def test_large_updates_are_told_as_too_large_a_learning_rate():
     assert kinds(readings("tanh", **weights(0.1))) == []
 
 
+ILL = {
+    "non-finite": {"layer_0": {"nonfinite": 0.5}},
+    "vanishing": {"layer_0": {"gain": 0.01}},
+    "exploding": {"layer_0": {"norm": 1e3}},
+    "saturated": {"layer_0": {"saturated": 0.9}},
+    "false zeros": {"layer_0": {"false_zeros": 0.5}},
+    "dead": {"dead": {"1": dead_units(0.5)}},
+}
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+@pytest.mark.parametrize("kind", ILL)
+def test_a_large_update_of_the_past_explains_what_is_wrong_with_the_layers(kind, is_early):
+    given = readings("tanh", "relu", **ILL[kind])
+    assert [verdict.kind for verdict in judged(given, 0.1, is_early)] == [kind]
+    found = {verdict.kind: str(verdict) for verdict in judged(given, 9.8, is_early)}
+    assert found.keys() == {kind, "learning rate too large"}
+    assert "an update has had 9.8 times the norm of the weights" in found["learning rate too large"]
+    assert "Try a smaller learning rate" in found[kind] or kind == "non-finite"
+    assert next(iter(found)) == ("non-finite" if kind == "non-finite" else "learning rate too large")
+
+
+def test_no_learning_rate_explains_what_was_wrong_before_the_first_update():
+    given = readings("tanh", layer_0={"saturated": 0.9})
+    assert [verdict.kind for verdict in judged(given, 9.8, began_ill=True)] == ["saturated"]
+    given = readings("tanh", layer_0={"saturated": 0.9}, **weights(9.8))
+    network, layer = judged(given, began_ill=True)
+    assert (network.kind, layer.kind) == ("learning rate too large", "saturated")
+    assert "Try a smaller initial scale or a smaller learning rate." in str(layer)
+
+
+def test_a_large_update_of_the_past_that_did_no_harm_is_forgotten():
+    assert judged(readings("tanh"), 9.8) == []
+
+
+def test_early_in_a_run_the_size_of_the_updates_alone_is_no_fault():
+    for ratio in (0.3, 1e-7):
+        assert len(judged(readings("tanh", **weights(ratio)))) == 1
+        assert judged(readings("tanh", **weights(ratio)), is_early=True) == []
+
+
 def test_updates_that_were_always_small_are_told_as_too_small_a_learning_rate():
     (verdict,) = judged(readings("tanh", **weights(2e-7)), 3.4e-6)
     assert (verdict.kind, verdict.where) == ("learning rate too small", "")
-    assert "never had more than 3.4e-06 times the norm of the weights" in verdict.message
+    assert "no update had more than 3.4e-06 times the norm of the weights" in verdict.message
     assert "Try a larger" in verdict.message
 
 
@@ -310,7 +381,7 @@ def test_the_highest_ratio_is_at_least_that_of_the_readings(highest):
 
 
 def test_small_updates_are_not_blamed_on_the_learning_rate_where_something_else_makes_them_small():
-    given = readings("tanh", "tanh", layer_0={"rms": 1e-9}, layer_1={"rms": 1.0}, **weights(1e-9))
+    given = readings("tanh", "tanh", layer_0={"norm": 1e-9}, layer_1={"norm": 1.0}, **weights(1e-9))
     assert kinds(given) == ["vanishing"]
 
 
@@ -352,6 +423,30 @@ def test_a_parameter_without_a_gradient_is_not_non_finite():
 def test_a_gradient_that_is_not_finite_hides_nothing_else():
     given = readings("tanh", "relu", layer_0={"nonfinite": [0.0, 0.0, 0.0, 0.0, 0.1], "gain": 0.01})
     assert kinds(given) == ["non-finite", "vanishing"]
+
+
+def test_before_the_first_update_no_learning_rate_is_to_blame():
+    given = readings("tanh", first_step=0, layer_0={"nonfinite": 1.0})
+    (verdict,) = judged(given)
+    assert "at step 0, first on the way back from the loss. Try finite inputs, smaller initial values" in str(verdict)
+
+
+def skipped(*bad):
+    """Return readings in which these steps are not finite and change nothing."""
+    nonfinite, update = (
+        [value if i in bad else other for i in range(STEPS)] for value, other in ((1.0, 0.0), (0.0, 1e-3))
+    )
+    changes = {f"parameter_{i}_{kind}": {"update_norm": update} for i in range(2) for kind in ("weight", "bias")}
+    return readings("tanh", layer_0={"nonfinite": nonfinite}, **changes)
+
+
+def test_steps_that_were_skipped_are_no_fault_once_others_follow():
+    assert kinds(skipped(0, 1, 3)) == []
+    (verdict,) = judged(skipped(0, 3, 4))
+    assert "at step 103, first on the way" in str(verdict)
+    given = skipped(0, 1)
+    given.updates[:, :, UPDATES.index("update_norm")] = math.nan  # nothing is known of what the update did
+    assert kinds(given) == ["non-finite"]
 
 
 # Medians and thresholds.
@@ -403,8 +498,8 @@ def test_the_end_of_a_range_turns_its_verdict_off():
         given = readings(
             "relu",
             "tanh",
-            layer_0={"gain": 0.0, "rms": first},
-            layer_1=worst | {"rms": last},
+            layer_0={"gain": 0.0, "norm": first},
+            layer_1=worst | {"norm": last},
             dead={"0": dead_units(1.0)},
             **weights(1e6 if last == first else 0.0),
         )

@@ -1,4 +1,5 @@
 import inspect
+import math
 from functools import partial
 
 import numpy
@@ -35,6 +36,29 @@ def test_a_third_of_every_class_is_held_out():
     trained, held_out = (labels.bincount(minlength=10) for labels in (objective._targets, objective._test_targets))
     assert (int(trained.sum()), int(held_out.sum())) == (1198, 599)
     assert ((held_out / (trained + held_out) - 1 / 3).abs() < 0.01).all()
+
+
+@pytest.mark.parametrize(("init", "deviation"), [("glorot", math.sqrt(2 / 264)), ("he", math.sqrt(2 / 64))])
+def test_initial_weights_have_the_deviation_that_is_asked_for(init, deviation):
+    first, last = network(hidden=[200], init=init).network
+    assert first.weight.std().item() == pytest.approx(deviation, rel=0.02)
+    assert not first.bias.any()
+    assert not last.bias.any()
+    assert not torch.equal(first.weight, network(hidden=[200], init=init, seed=1).network[0].weight)
+    assert torch.equal(first.weight, network(hidden=[200], init=init).network[0].weight)
+
+
+def test_initial_weights_are_pytorchs_by_default():
+    torch.manual_seed(0)
+    expected = torch.nn.Linear(64, 8)
+    first, _ = network().network
+    assert torch.equal(first.weight, expected.weight)
+    assert torch.equal(first.bias, expected.bias)
+
+
+def test_an_unknown_initialisation_is_refused():
+    with pytest.raises(UserError, match=r"objective\.init=lecun: expected one of torch, glorot, he"):
+        network(init="lecun")
 
 
 def test_a_regression_holds_out_a_third():
@@ -247,7 +271,7 @@ def test_the_datas_notes_come_first():
 def test_options_are_found_where_the_loader_is_bound():
     parameters = inspect.signature(partial(Network, data.wine), eval_str=True).parameters
     options = {name: p.annotation for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    assert options == {"hidden": list[int]}
+    assert options == {"hidden": list[int], "init": str}
     assert [name for name in parameters if name not in options] == [
         *("activation", "batch_size", "seed", "device", "dtype")
     ]
