@@ -72,12 +72,20 @@ def show(rows: Iterable[Row]) -> list[Row]:
     return shown
 
 
-def write(name: str, title: str, rows: list[Row], conditions: dict[str, str]) -> None:
-    """Write the rows and the conditions of the benchmark `<name>.py` as JSON, and as a table in Markdown."""
+def write(name: str, title: str, rows: list[Row], conditions: dict[str, str], command: str = "") -> None:
+    """Write the rows and the conditions of a benchmark as JSON, and as a table in Markdown.
+
+    Args:
+        name: of the files, without ending.
+        title: of the table.
+        rows: of the table.
+        conditions: under which it was taken.
+        command: that takes it; by default that of the benchmark of the files' name.
+    """
     RESULTS.mkdir(exist_ok=True)
     content = {"conditions": conditions, "rows": [asdict(r) for r in rows]}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2))
-    lines = [f"# {title}", "", f"`python kernels/bench/{name}.py --write`", ""]
+    lines = [f"# {title}", "", f"`{command or f'python kernels/bench/{name}.py --write'}`", ""]
     lines += [f"- {name}: {value}" for name, value in conditions.items()]
     lines += ["", "| section | case | ratio | middle half | bound | |", "| --- | --- | --- | --- | --- | --- |"]
     for r in rows:

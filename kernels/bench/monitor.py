@@ -267,7 +267,11 @@ def main() -> None:
     chosen = (SECTIONS[name](device, arguments.repeats, arguments.steps) for name in arguments.sections)
     rows = show(r for section in chosen for r in section)
     if arguments.write:
-        write(f"monitor_{device.type}", "What it costs to watch", rows, conditions(arguments.threads))
+        taken = conditions(arguments.threads)
+        if device.type == "cuda":
+            taken["device"] = torch.cuda.get_device_name(device)
+        command = f"python kernels/bench/monitor.py --device {device.type} --write"
+        write(f"monitor_{device.type}", "What it costs to watch", rows, taken, command)
 
 
 if __name__ == "__main__":

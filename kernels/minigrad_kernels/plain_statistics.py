@@ -110,15 +110,25 @@ def forward_row(y: torch.Tensor, scratch: Scratch) -> Row:
     """Return the row of a forward pass from its output y of any shape, not empty."""
     n = y.numel()
     if _is_large(y):
-        pivot = y.mean()
-        deviations = torch.sub(y, pivot, out=scratch.like(y))
-        total, length = _sum(deviations), norm(deviations)
-        if math.isfinite(length):
-            return [n, pivot.item() + total / n, max(0.0, length * length - total * total / n), 0, 0, 0, 0, 0]
+        squares, of_the_mean, total = _deviations(y)
+        if 9 * squares < of_the_mean:  # the difference has lost a digit
+            pivot = total / n
+            squares, of_the_mean, total = _deviations(torch.sub(y, pivot, out=scratch.like(y)))
+            total += n * pivot
+        if math.isfinite(squares):
+            return [n, total / n, squares, 0, 0, 0, 0, 0]
     wide = y.to(_accumulation(y.device), copy=True)
     mean = wide.mean()
     length = _read(torch.linalg.vector_norm(wide.sub_(mean)))
     return [n, _read(mean), length * length, 0, 0, 0, 0, 0]
+
+
+def _deviations(values: torch.Tensor) -> tuple[float, float, float]:
+    """Return of large `values` the squares of the deviations from the mean, those of the mean itself, and the sum."""
+    total, length = float(_sum(values)), float(norm(values))
+    of_the_mean = total * total / values.numel()
+    squares = length * length - of_the_mean
+    return 0.0 if squares < 0 else squares, of_the_mean, total  # not so where it is NaN
 
 
 def backward_row(
@@ -150,7 +160,7 @@ def backward_row(
     if activation == "relu":
         saturated = value.numel() - _read(torch.count_nonzero(value))
     elif low == -high:
-        saturated = _sum(torch.abs(value, out=scratch.like(value)).gt_(high))  # ones and zeros: cheaper than flags
+        saturated = _count(torch.abs(value, out=scratch.like(value)).gt_(high))
     else:
         saturated = _read(torch.count_nonzero((value < low) | (value > high)))
     nonfinite: Number = 0
@@ -184,29 +194,37 @@ def norm(values: torch.Tensor) -> Number:
     A large tensor is taken in rows, of which float32 adds up no more than it can without losing digits, at a third of
     the cost of float64. Where squares might leave its range, float64 takes all.
     """
-    wide = _accumulation(values.device)
     if _is_large(values):
         rows, rest = _rows(values)
-        parts = torch.linalg.vector_norm(rows, dim=1), torch.linalg.vector_norm(rest)
-        length: float = math.hypot(*(torch.linalg.vector_norm(part, dtype=wide).item() for part in parts))
+        length: float = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=1), dtype=torch.float64).item()
+        if len(rest):
+            length = math.hypot(length, torch.linalg.vector_norm(rest, dtype=torch.float64).item())
         # Elements whose squares float32 cannot hold are then 1e-6 of it at most.
         if 1e-15 * math.sqrt(values.numel()) < length < 1e18:
             return length
-    return _read(torch.linalg.vector_norm(values, dtype=wide))
+    return _read(torch.linalg.vector_norm(values, dtype=_accumulation(values.device)))
+
+
+def _count(ones: torch.Tensor) -> Number:
+    """Return how many elements are 1, the others being 0: as numbers they are added up faster than as flags."""
+    if ones.dtype == torch.float32 and ones.numel() <= 2**24:  # up to which float32 has all integers
+        flat = ones.view(-1)
+        return _read(torch.dot(flat, flat))
+    return _sum(ones)
 
 
 def _sum(values: torch.Tensor) -> Number:
     """Return the sum of the elements of a tensor; exact of zeros and ones."""
-    wide = _accumulation(values.device)
     if not _is_large(values):
-        return _read(values.sum(dtype=wide))
+        return _read(values.sum(dtype=_accumulation(values.device)))
     rows, rest = _rows(values)
-    return rows.sum(1).sum(dtype=wide).item() + rest.sum(dtype=wide).item()
+    total: float = rows.sum(1).sum(dtype=torch.float64).item()
+    return total + rest.sum(dtype=torch.float64).item() if len(rest) else total
 
 
 def _is_large(values: torch.Tensor) -> bool:
     """Return whether a tensor is better taken in rows: on the CPU, in float32, and of many elements."""
-    return values.dtype == torch.float32 and values.device.type == "cpu" and values.numel() >= _MANY
+    return values.dtype == torch.float32 and values.is_cpu and values.numel() >= _MANY
 
 
 def _rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

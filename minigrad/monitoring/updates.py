@@ -63,17 +63,17 @@ class Updates:
             (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1).to(direction.dtype)
             for gradient, direction in zip(gradients.values(), directions, strict=True)
         ]
+        if before[0].device.type == "cpu":
+            measured = [_measure(*each) for each in zip(parameters, flat, before, directions, strict=True)]
+            return here, torch.tensor(measured, dtype=torch.float64).T.reshape(-1)
         gradient_norms, parameter_norms = _norms(flat), _norms(before)
         cosines = [torch.dot(*pair) / norm for *pair, norm in zip(flat, directions, gradient_norms, strict=True)]
         for gradient, length, direction in zip(flat, gradient_norms, directions, strict=True):
-            torch.div(gradient, length, out=direction)  # in place, all of this: fresh memory costs more than arithmetic
+            torch.div(gradient, length, out=direction)
         torch._foreach_sub_(before, parameters)
         update_norms = _norms(before)
         torch._foreach_copy_(before, parameters)
-        numbers = [*gradient_norms, *parameter_norms, *update_norms, *cosines]
-        if before[0].device.type == "cpu":
-            return here, torch.tensor([float(number) for number in numbers], dtype=torch.float64)
-        return here, gathered(numbers)
+        return here, gathered([*gradient_norms, *parameter_norms, *update_norms, *cosines])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last gradients' directions, as tensors in use."""
@@ -89,9 +89,20 @@ def _at_least_float32(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _norms(tensors: list[Tensor]) -> list[Any]:
-    """Return the norms of tensors: numbers on the CPU, where to read them is not to wait, () tensors elsewhere."""
-    device = tensors[0].device.type
-    if device == "cpu":
-        return [norm(tensor) for tensor in tensors]
-    return list(torch._foreach_norm(tensors, 2, dtype=torch.float32 if device == "mps" else torch.float64))
+def _measure(parameter: Tensor, gradient: Tensor, before: Tensor, direction: Tensor) -> tuple[float, ...]:
+    """Return MEASURED of one parameter on the CPU, where to read a number is not to wait; update what is kept of it.
+
+    One parameter after the other, and in place: memory costs more than arithmetic.
+    """
+    gradient_norm, parameter_norm = float(norm(gradient)), float(norm(before))
+    cosine = torch.dot(gradient, direction).item() / gradient_norm if gradient_norm else torch.nan
+    torch.div(gradient, gradient_norm, out=direction)
+    update_norm = float(norm(before.sub_(parameter)))
+    before.copy_(parameter)
+    return gradient_norm, parameter_norm, update_norm, cosine
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the norms of tensors on a device other than the CPU, () each."""
+    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    return list(torch._foreach_norm(tensors, 2, dtype=wide))
