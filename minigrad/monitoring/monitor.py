@@ -68,7 +68,7 @@ class GradientMonitor:
     Units of a ReLU layer, of which some may be dead, are the channels of what a convolution or a batch normalisation
     registered just before it can have made (dimension 1), and of any output of four or five dimensions; else the last
     dimension. A layer after which the model registers no parameter is taken for its output, and not called saturated
-    or vanishing. Verdicts go by steps: a run that gets no word may yet be badly posed.
+    or vanishing. No verdict is no certificate: a network may fail to learn for reasons that no gradient shows.
 
     Args:
         module: the model; its floating-point parameters that require a gradient are watched.

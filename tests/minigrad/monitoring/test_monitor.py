@@ -1,4 +1,3 @@
-import io
 import math
 import warnings
 
@@ -11,75 +10,25 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cases import ACTIVATIONS
 from minigrad import nn
-from minigrad.errors import UserError
 from minigrad.monitoring.monitor import GradientMonitor
 from minigrad.monitoring.readings import FLOW
 from minigrad.monitoring.thresholds import Thresholds
-from minigrad.monitoring.verdicts import update_ratios
-
-RELATIVE = 1e-5
-WINDOW = 4
-
-
-def network(activation="tanh", depth=2, width=16, seed=0):
-    torch.manual_seed(seed)
-    return nn.MLP([8, *[width] * depth, 1], activation)
-
-
-def torchs(activation=torch_nn.Tanh):
-    torch.manual_seed(0)
-    return torch_nn.Sequential(torch_nn.Linear(8, 16), activation(), torch_nn.Linear(16, 16), activation())
-
-
-def batch(step=0, rows=32):
-    """Return inputs and targets that a network can learn."""
-    x = torch.randn((rows, 8), generator=torch.Generator().manual_seed(step))
-    return x, x.sin().sum(1, keepdim=True) / 4
-
-
-def loss_of(model, step=0, rows=32):
-    x, target = batch(step, rows)
-    return (model(x) - target).square().mean()
-
-
-def one_step(model, optimizer, monitor, step=0, scale=1.0):
-    optimizer.zero_grad()
-    (scale * loss_of(model, step)).backward()
-    optimizer.step()
-    monitor.step()
-
-
-def train(model, monitor, n_steps=2 * WINDOW, learning_rate=0.05, optimizer=torch.optim.SGD):
-    optimizer = optimizer(model.parameters(), lr=learning_rate)
-    for step in range(n_steps):
-        one_step(model, optimizer, monitor, step)
-
-
-def watched(model, **options):
-    """Return a monitor that is attached, without the warning that it gives for PyTorch's modules."""
-    monitor = GradientMonitor(model, **options)
-    with warnings.catch_warnings(action="ignore"):
-        return monitor.attach()
-
-
-def seen(model, passes):
-    """Return the flow, (layers, statistics), of what a function of the model does in one step."""
-    monitor = watched(model)
-    model.zero_grad()
-    passes(model)
-    monitor.step()
-    monitor.detach()
-    return monitor.read().flow[0]
-
-
-def assert_same(found, expected, relative=0.0):
-    torch.testing.assert_close(found, expected, rtol=relative, atol=0, equal_nan=True)
-
-
-MODELS = {**{name: lambda name=name: network(name) for name in ACTIVATIONS}, "PyTorch's": torchs}
-EVERY_MODEL = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-OURS_AND_TORCHS = pytest.mark.parametrize("make", [network, torchs], ids=["minigrad's", "PyTorch's"])
-
+from monitored import (
+    EVERY_MODEL,
+    OURS_AND_TORCHS,
+    RELATIVE,
+    WINDOW,
+    assert_same,
+    batch,
+    loss_of,
+    network,
+    one_step,
+    scaled,
+    seen,
+    torchs,
+    train,
+    watched,
+)
 
 # What is counted.
 
@@ -566,257 +515,6 @@ def test_pytorchs_writer_takes_it(tmp_path):
     assert event.value == pytest.approx(readings.layer("1")["gain"].min().item(), rel=1e-6)
     (text,) = events.Tensors("flow/verdicts/text_summary")
     assert b"layer 1 (sigmoid): vanishing" in text.tensor_proto.string_val[0]
-
-
-# Verdicts of real runs.
-
-
-def scaled(model, factor, which=slice(None)):
-    """Return a network whose weights, or some of them, are larger by a factor."""
-    with torch.no_grad():
-        for layer in list(model)[which]:
-            layer.weight.mul_(factor)
-    return model
-
-
-def naive(activation, deviation):
-    """Return a network of 12 layers whose weights are normal with one deviation in all, and its biases 0."""
-    model = network(activation, depth=12)
-    with torch.no_grad():
-        for layer in model:
-            layer.weight.normal_(0, deviation)
-            layer.bias.zero_()
-    return model
-
-
-def silenced():
-    """Return a network most of whose first layer is never active."""
-    model = network("relu")
-    with torch.no_grad():
-        model[0].bias[:10] = -100
-    return model
-
-
-def judged(model, learning_rate=0.02, optimizer=torch.optim.SGD, n_steps=2 * WINDOW, scale=1.0):
-    """Train, and return where which verdict is given."""
-    monitor = watched(model, window=WINDOW)
-    optimizer = optimizer(model.parameters(), lr=learning_rate)
-    for step in range(n_steps):
-        one_step(model, optimizer, monitor, step, scale)
-    monitor.read()
-    monitor.detach()
-    return {(verdict.kind, verdict.where): str(verdict) for verdict in monitor.verdicts()}
-
-
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-@EVERY_MODEL
-def test_a_healthy_run_gets_no_word(make, optimizer):
-    assert judged(make(), 0.02 if optimizer is torch.optim.SGD else 0.005, optimizer) == {}
-
-
-def test_a_layer_of_sigmoid_with_large_weights_vanishes():
-    found = judged(scaled(network("sigmoid"), 60, slice(1, 2)))
-    assert list(found) == [("vanishing", "1")]
-    assert "layer 1 (sigmoid): vanishing: the gradient shrinks 22-fold here; 80 %" in found["vanishing", "1"]
-
-
-def test_a_deep_network_with_small_weights_vanishes_over_depth():
-    found = judged(naive("tanh", 0.1))
-    assert list(found) == [("vanishing", "")]
-    assert "from layer 11 back to layer 0 the gradient shrinks" in found["vanishing", ""]
-
-
-def test_a_deep_network_with_large_weights_explodes():
-    found = judged(naive("relu", 0.8), learning_rate=1e-20)
-    assert list(found) == [("exploding", "")]
-    assert "from layer 11 back to layer 0 the gradient grows" in found["exploding", ""]
-
-
-def test_units_of_relu_with_a_large_negative_bias_are_dead():
-    found = judged(silenced())
-    assert list(found) == [("dead", "0")]
-    assert "62 % of its 16 units fire on no input and learn nothing" in found["dead", "0"]
-
-
-def test_tanh_with_large_weights_is_saturated():
-    found = judged(scaled(network("tanh"), 12, slice(1)), learning_rate=0.005)
-    assert list(found) == [("saturated", "0")]
-
-
-@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1e-39), (torch.float16, 1e-6)], ids=str)
-def test_gradients_too_small_for_the_dtype_are_false_zeros(dtype, scale):
-    model = network("tanh").to(dtype)
-    monitor = watched(model, window=WINDOW)
-    for step in range(WINDOW):
-        x, target = batch(step)
-        model.zero_grad()
-        ((model(x.to(dtype)) - target.to(dtype)) * scale).sum().backward()
-        monitor.step()
-    monitor.read()
-    assert [verdict.kind for verdict in monitor.verdicts()] == ["false zeros"]
-
-
-def test_a_learning_rate_too_large_is_told():
-    found = judged(network("relu"), learning_rate=1.0, optimizer=torch.optim.Adam, n_steps=WINDOW)
-    assert ("learning rate too large", "") in found
-    assert judged(torch_nn.Linear(8, 1), learning_rate=1.0, n_steps=1) == {}  # it has small weights, and few
-
-
-def test_a_learning_rate_that_was_too_large_once_is_told_with_what_it_did():
-    model = network("tanh")
-    monitor = watched(model, window=WINDOW)
-    train(model, monitor, 1, learning_rate=50.0, optimizer=torch.optim.Adam)
-    train(model, monitor, 3 * WINDOW, learning_rate=1e-4)
-    cause, *effects = monitor.verdicts()
-    assert cause.kind == "learning rate too large"
-    assert "vanishing" in [verdict.kind for verdict in effects]
-    assert all(verdict.message.endswith(". Try a smaller learning rate.") for verdict in effects)
-
-
-def test_a_network_that_begins_ill_is_not_blamed_on_the_learning_rate():
-    model = naive("tanh", 3.0)
-    monitor = watched(model, window=WINDOW)
-    train(model, monitor, 2 * WINDOW, learning_rate=0.5)
-    other = GradientMonitor(model, window=WINDOW)
-    readings = monitor.read()
-    assert update_ratios(readings).max() > Thresholds().ratio_high
-    other.load_state_dict(monitor.state_dict())
-    for found in (monitor.verdicts(), other.verdicts()):
-        assert [verdict.kind for verdict in found] == ["vanishing", "vanishing"]
-        assert all("initial scale" in str(verdict) for verdict in found)
-
-
-def test_a_classifier_that_is_sure_of_itself_gets_no_word():
-    torch.manual_seed(0)
-    model = torch_nn.Sequential(nn.MLP([2, 16, 1]), nn.Sigmoid())
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    x = torch.randn(256, 2)
-    target = (x.sum(1, keepdim=True) > 0).float()
-    with GradientMonitor(model, window=50) as monitor:
-        for _ in range(600):
-            optimizer.zero_grad()
-            loss = torch_nn.functional.binary_cross_entropy(model(x), target)
-            loss.backward()
-            optimizer.step()
-            monitor.step()
-        assert loss < 0.05
-        assert monitor.verdicts() == []
-        output = monitor.history.layer("1")
-        assert output["saturated"][-1] > 0.5  # of its units, which is right
-
-
-def test_a_loss_scale_that_is_found_in_the_first_steps_is_no_fault():
-    model = network()
-    monitor = watched(model, window=WINDOW)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-    for step, scale in enumerate([math.inf, math.inf, 1.0, 1.0, 1.0]):
-        optimizer.zero_grad()
-        (scale * loss_of(model, step)).backward()
-        if scale == 1:  # as a GradScaler, which skips the others
-            optimizer.step()
-        monitor.step()
-    assert monitor.verdicts() == []
-
-
-def test_a_learning_rate_too_small_is_told_once_a_window_is_over():
-    assert judged(network(), learning_rate=1e-7, n_steps=WINDOW - 1) == {}
-    assert list(judged(network(), learning_rate=1e-7)) == [("learning rate too small", "")]
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@EVERY_MODEL
-def test_the_first_step_that_is_not_finite_is_told_with_its_layer(make, value):
-    model = make()
-    monitor = watched(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    for step, scale in enumerate([1.0, 1.0, value, 1.0]):
-        one_step(model, optimizer, monitor, step, scale)
-    monitor.read()
-    verdict = monitor.verdicts()[0]
-    assert (verdict.kind, verdict.where) == ("non-finite", monitor._layers.names[-1])
-    assert "at step 2, first on the way back from the loss" in str(verdict)
-
-
-# Going on in another process.
-
-
-def a_run(make, n_steps, interrupted_after=None, attached_first=True):
-    """Train, and return the readings of each step, and the monitor.
-
-    After `interrupted_after` steps everything is saved, and loaded into new objects.
-    """
-    model = make()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    monitor = watched(model, window=WINDOW)
-    found = []
-    for step in range(n_steps):
-        if step == interrupted_after:
-            file = io.BytesIO()
-            torch.save((model.state_dict(), optimizer.state_dict(), monitor.state_dict()), file)
-            monitor.detach()
-            file.seek(0)
-            states = torch.load(file, weights_only=True)
-            model = scaled(make(), 0.5)
-            optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-            monitor = watched(model, window=WINDOW)
-            if not attached_first:
-                monitor.detach()
-            for each, state in zip((model, optimizer, monitor), states, strict=True):
-                each.load_state_dict(state)
-            if not attached_first:
-                monitor.attach()
-        one_step(model, optimizer, monitor, step)
-        found.append(monitor.read())
-    return found, monitor
-
-
-@pytest.mark.parametrize(("after", "attached_first"), [(1, False), (WINDOW, False), (2 * WINDOW - 1, True)])
-def test_a_monitor_goes_on_in_a_new_process_as_if_never_interrupted(after, attached_first):
-    (expected, monitor), (found, resumed) = (a_run(silenced, 11, stop, attached_first) for stop in (None, after))
-    for one, other in zip([*found, resumed.history], [*expected, monitor.history], strict=True):
-        assert one.first_step == other.first_step
-        assert_same(one.flow, other.flow)
-        assert_same(one.updates, other.updates)
-        assert {name: units.tolist() for name, units in one.dead.items()} == {
-            name: units.tolist() for name, units in other.dead.items()
-        }
-    assert resumed.history.dead["0"].tolist() == [True] * 10 + [False] * 6
-    assert monitor.verdicts() == resumed.verdicts()
-    assert [verdict.kind for verdict in resumed.verdicts()] == ["dead"]
-    assert not found[after].parameter("0.weight")["gradient_cosine"].isnan().item()
-
-
-def test_the_highest_update_ratio_is_part_of_the_state():
-    model = network()
-    monitor = watched(model, window=WINDOW)
-    train(model, monitor)
-    monitor.read()
-    monitor.detach()
-    with GradientMonitor(model, window=WINDOW) as other:
-        other.load_state_dict(monitor.state_dict())
-        train(model, other, learning_rate=1e-9)
-        other.read()
-        assert other.verdicts() == []
-
-
-def test_the_state_of_a_monitor_that_has_seen_nothing_can_be_loaded():
-    monitor = GradientMonitor(network("relu"))
-    GradientMonitor(network("relu")).load_state_dict(monitor.state_dict())
-
-
-def test_what_has_not_been_read_is_no_part_of_a_state():
-    model = network()
-    monitor = watched(model)
-    train(model, monitor, 3)
-    with pytest.raises(RuntimeError, match=r"3 steps have not been read: call read\(\) or log\(\) first"):
-        monitor.state_dict()
-
-
-def test_the_state_of_another_models_monitor_is_refused():
-    saved = GradientMonitor(network(depth=3)).state_dict()
-    message = r"\(3, 8\) activation layers and parameters, and here there are \(2, 6\): they do not fit"
-    with pytest.raises(UserError, match=message):
-        GradientMonitor(network(depth=2)).load_state_dict(saved)
 
 
 # No waiting.

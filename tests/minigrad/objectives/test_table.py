@@ -243,4 +243,4 @@ def test_the_network_maps_the_files_own_units(csv):
 def test_the_options_are_those_of_the_config():
     parameters = inspect.signature(table, eval_str=True).parameters.values()
     options = {p.name: p.annotation for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    assert options == {"hidden": list[int], "file": str, "target": str | None, "task": str | None}
+    assert options == {"hidden": list[int], "init": str, "file": str, "target": str | None, "task": str | None}
