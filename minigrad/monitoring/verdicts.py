@@ -58,11 +58,12 @@ def judge(
     """
     evidence = _Evidence(readings, thresholds, flow_medians(readings))
     faults = [*_non_finite(evidence), *_symptoms(evidence)]
+    may_be_an_effect = not began_ill and any(fault.kind != "false zeros" for fault in faults)  # which are the dtype's
     ratio = median_update_ratio(readings)
     highest = highest_ratio if highest_ratio >= ratio else ratio
     if ratio > thresholds.ratio_high and not is_early:
         rate = _learning_rate("large", f"an update has {ratio:.2g} times the norm of the weights", "smaller")
-    elif highest > thresholds.ratio_high and faults and not began_ill:
+    elif highest > thresholds.ratio_high and may_be_an_effect:
         rate = _learning_rate("large", f"an update has had {highest:.2g} times the norm of the weights", "smaller")
     elif highest < thresholds.ratio_low and not is_early and not faults:  # each of which could make updates small
         return [
@@ -163,7 +164,7 @@ class _Evidence:
         more = f" and {len(also) - 3} more" if len(also) > 3 else ""
         same = f" Likewise in {'layer' if len(also) == 1 else 'layers'} {', '.join(also[:3])}{more}." if also else ""
         activation = self.readings.layers[worst]
-        remedy = self.remedy or advice or _REMEDY[activation]
+        remedy = advice or self.remedy or _REMEDY[activation]
         sentence = f"layer {worst} ({activation}): {kind}: {text(worst)}.{same} Try {remedy}."
         return [Verdict(kind, worst, sentence, also)]
 

@@ -326,7 +326,6 @@ ILL = {
     "vanishing": {"layer_0": {"gain": 0.01}},
     "exploding": {"layer_0": {"norm": 1e3}},
     "saturated": {"layer_0": {"saturated": 0.9}},
-    "false zeros": {"layer_0": {"false_zeros": 0.5}},
     "dead": {"dead": {"1": dead_units(0.5)}},
 }
 
@@ -341,6 +340,14 @@ def test_a_large_update_of_the_past_explains_what_is_wrong_with_the_layers(kind,
     assert "an update has had 9.8 times the norm of the weights" in found["learning rate too large"]
     assert "Try a smaller learning rate" in found[kind] or kind == "non-finite"
     assert next(iter(found)) == ("non-finite" if kind == "non-finite" else "learning rate too large")
+
+
+def test_a_large_update_of_the_past_does_not_explain_what_is_the_dtypes_fault():
+    given = {"layer_0": {"false_zeros": 0.5}}
+    assert [verdict.kind for verdict in judged(readings("tanh", "tanh", **given), 9.8)] == ["false zeros"]
+    found = judged(readings("tanh", "tanh", layer_1={"saturated": 0.9}, **given), 9.8)
+    assert [verdict.kind for verdict in found] == ["learning rate too large", "saturated", "false zeros"]
+    assert "Try float32 or a loss scaled up" in str(found[-1])
 
 
 def test_no_learning_rate_explains_what_was_wrong_before_the_first_update():
