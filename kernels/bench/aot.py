@@ -87,7 +87,7 @@ class Compiled:
         ttir: Triton's own intermediate code.
         assembly: PTX or AMD assembly.
         registers: per thread.
-        spilled: instructions that go to local memory (NVIDIA) or registers spilled to memory (AMD).
+        spilled: bytes of local memory per thread (NVIDIA) or registers spilled to memory (AMD).
     """
 
     ttir: str
@@ -267,23 +267,24 @@ def compile_for(target: GPUTarget, specialization: Specialization) -> Compiled:
     source = ASTSource(fn=s.kernel, signature=signature, constexprs=constants, attrs=attributes)
     binary = triton.compile(source, target=target, options={"num_warps": elementwise.NUM_WARPS})
     if target.backend == "cuda":
-        registers, local_accesses = _resources(binary.asm["cubin"])
-        return Compiled(binary.asm["ttir"], binary.asm["ptx"], registers, local_accesses)
+        registers, local_bytes = _resources(binary.asm["cubin"])
+        return Compiled(binary.asm["ttir"], binary.asm["ptx"], registers, local_bytes)
     assembly = binary.asm["amdgcn"]
     spilled = sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", assembly)))
     return Compiled(binary.asm["ttir"], assembly, int(re.findall(r"\.vgpr_count:\s*(\d+)", assembly)[0]), spilled)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Return the registers and the number of accesses to local memory of the one kernel in a cubin."""
+    """Return the registers and the bytes of local memory, where spilled ones go, of the one kernel in a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [_cuobjdump(), "-res-usage", "-sass", file.name]
+        command = [_cuobjdump(), "-res-usage", file.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers = re.search(r"REG:(\d+)", report)
-    assert registers is not None
-    return int(registers[1]), len(re.findall(r"\b(?:LDL|STL)\b", report))
+    used = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", report)
+    assert used is not None, report
+    registers, stack, local = map(int, used.groups())
+    return registers, stack + local
 
 
 @cache
