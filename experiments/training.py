@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,16 @@ import torch
 from minigrad import generators, path
 from minigrad.autodiff.drawing import draw_graph
 from minigrad.checkpoints import Checkpoints
-from minigrad.config import bind, check, check_at_least, check_one_of
+from minigrad.config import bind, check, check_at_least, check_one_of, check_positive
+from minigrad.data_parallel import DataParallel
 from minigrad.errors import RunFailed, UserError
-from minigrad.interruption import requested
+from minigrad.interruption import SharedRequest, requested
 from minigrad.loading import saved_parameters
 from minigrad.models import describe, is_same
 from minigrad.objectives.function import Function
-from minigrad.objectives.objective import Objective
+from minigrad.objectives.objective import Divisible, Objective
 from minigrad.progress import progress
+from minigrad.ranks import Ranks
 from minigrad.recipe import Recipe
 from minigrad.record import NonFiniteError, Record
 from minigrad.run import Run
@@ -30,6 +32,7 @@ from minigrad.tensors import overwrite
 from minigrad.trainer import Trainer
 from minigrad.watching import MONITORS, Watching, check_monitor
 
+_WEEK = 7 * 24 * 3600.0
 MOST_DRAWN = 5000  # nodes of the graph of the loss; more take megabytes, and are not looked at
 
 
@@ -52,6 +55,7 @@ class Config(Recipe):
     noise_every: int | None
     noise_batches: int
     hessian_every: int | None
+    rank_timeout: float
     initial: str | None
     resume: str | None
 
@@ -74,6 +78,8 @@ class Config(Recipe):
         check_at_least("noise_batches", self.noise_batches, 2)
         if self.noise_every is not None and self.batch_size is None:
             raise UserError(f"noise_every={self.noise_every}: objective={self.label} has no batches; leave it out")
+        check_positive("rank_timeout", self.rank_timeout)
+        check(self.rank_timeout < _WEEK, "rank_timeout", self.rank_timeout, "a week at most")
         if self.target_loss is not None:
             check(math.isfinite(self.target_loss), "target_loss", self.target_loss, "a finite number")
 
@@ -82,18 +88,31 @@ class Config(Recipe):
         """A training run is called by its objective."""
         return str(self.objective["name"])
 
+    @property
+    def seconds_for_ranks(self) -> float:
+        """How long a rank waits for another."""
+        return self.rank_timeout
+
     def new_watching(self, objective: Objective, run: Run, total: int) -> Watching | None:
         """Return what watches a network in a run of `total` steps; None for a function, which has no layers."""
         if self.activation is None:
             return None
         return bind(MONITORS, self.monitor, "monitor")(objective.model, run, total)
 
-    def new_surveys(self, trainer: Trainer, run: Run, watching: Watching | None) -> Surveys:
-        """Return what is measured now and then, unseen by what watches."""
+    def new_shared(self, objective: Objective, ranks: Ranks) -> DataParallel | None:
+        """Return the objective as each of several ranks trains it; None for one that is alone."""
+        if ranks.is_alone:
+            return None
+        if not isinstance(objective, Divisible):
+            raise UserError(f"objective={self.label} has no batches to divide among ranks; start it without torchrun")
+        return DataParallel(objective, ranks, self.accumulate)
+
+    def new_surveys(self, trainer: Trainer, run: Run, aside: Callable[[], AbstractContextManager[None]]) -> Surveys:
+        """Return what is measured now and then, aside from the training."""
         return Surveys(
             trainer,
             run,
-            nullcontext if watching is None else watching.monitor.paused,
+            aside,
             histogram_every=self.histogram_every,
             noise_every=self.noise_every,
             noise_batches=self.noise_batches,
@@ -110,24 +129,26 @@ class Config(Recipe):
 
 def run(config: Config, run: Run) -> str:
     """Train to the last step or to a reason to stop; return what was reached."""
-    training = Training(config, run)
-    training.begin()
-    first_step, start = training.trainer.steps, time.perf_counter()
-    with requested() as interruption, progress(training.total) as report:
-        while True:
-            training.look()
-            report(training.trainer.steps, training.shown())
-            if training.is_over():
-                break
-            training.advance(interruption.made)
-            if interruption.made():
-                training.save()
-                interruption.honour()
-        if training.trainer.steps > first_step:
-            steps = training.trainer.steps - first_step
-            run.metrics["steps_per_second"] = steps / (time.perf_counter() - start)
-        training.draw()
-        interruption.honour()  # one that came while the last step was judged, saved and drawn
+    with requested() as request:
+        interruption = request if run.ranks.is_alone else SharedRequest(request, run.ranks)
+        training = Training(config, run)
+        training.begin()
+        first_step, start = training.trainer.steps, time.perf_counter()
+        with progress(training.total) as report:
+            while True:
+                training.look()
+                report(training.trainer.steps, training.shown())
+                if training.is_over():
+                    break
+                training.advance(interruption.made)
+                if interruption.made():
+                    training.save()
+                    interruption.honour()
+            if training.trainer.steps > first_step:
+                steps = training.trainer.steps - first_step
+                run.metrics["steps_per_second"] = steps / (time.perf_counter() - start)
+            training.draw()
+            interruption.honour()  # one that came while the last step was judged, saved and drawn
     return training.reached()
 
 
@@ -144,17 +165,18 @@ class Training:
     """
 
     def __init__(self, config: Config, run: Run) -> None:
-        self._config, self._run = config, run
+        self._config, self._run, self._ranks = config, run, run.ranks
         self._objective = config.new_objective(run.device)
         self.total = config.total_steps(self._objective)
         self._watching = config.new_watching(self._objective, run, self.total)
+        self._shared = config.new_shared(self._objective, run.ranks)
         self.trainer = config.new_trainer(
-            self._objective,
+            self._objective if self._shared is None else self._shared,
             config.learning_rate_at(self.total),
             config.on_nonfinite,
             None if self._watching is None else self._watching.monitor,
         )
-        self._surveys = config.new_surveys(self.trainer, run, self._watching)
+        self._surveys = config.new_surveys(self.trainer, run, self._aside)
         self._stopping = Stopping(config.patience, config.target_loss)
         self._path = path.Path(self.total)
         self._checkpoints = Checkpoints(run.directory / "checkpoints", config.keep)
@@ -168,7 +190,8 @@ class Training:
         """Start from the objective's own parameters, from those of another run, or where this run was."""
         for note in self._objective.notes:
             print(note, flush=True)
-        saved = None if self._config.resume is None else self._checkpoints.newest(complain=print)
+        resumes = self._config.resume is not None
+        saved = self._ranks.of_first(lambda: self._checkpoints.newest(complain=print)) if resumes else None
         if saved is not None:
             self._watch()
             self._restore(saved)
@@ -239,11 +262,12 @@ class Training:
 
     def _draw_graph(self) -> None:
         """Record the graph of the loss of the first batch, computed for that alone; random numbers are put back."""
-        if (self._run.directory / "figures" / "graph.svg").exists():
-            return  # by the run that is resumed
+        if not self._ranks.is_first or (self._run.directory / "figures" / "graph.svg").exists():
+            return  # it is the first rank's to draw, or was drawn by the run that is resumed
         before = generators.state_dict()
         try:
-            drawing = draw_graph(self.trainer.loss(0), self.trainer.parameters)
+            with self._aside():
+                drawing = draw_graph(self.trainer.loss(0), self.trainer.parameters)
         finally:
             generators.load_state_dict(before)
         nodes = len(drawing.graph.nodes)
@@ -255,8 +279,7 @@ class Training:
     def _judge(self) -> None:
         """Judge the result, and save what was before: on resumption the step of a checkpoint is judged again."""
         before = self._content()
-        tags, values = zip(*self._objective.judge().items(), strict=True)
-        judged = dict(zip(tags, torch.stack(values).tolist(), strict=True))
+        judged = self._ranks.of_first(self._judged)
         self._run.scalars(self.trainer.steps, judged)
         if self._watching is not None:
             self._watching.judge()
@@ -270,7 +293,23 @@ class Training:
         self._save(before)
         if loss < self._lowest_saved:
             self._lowest_saved = loss
-            self._checkpoints.mark_best(self.trainer.steps, loss)
+            if self._ranks.is_first:
+                self._checkpoints.mark_best(self.trainer.steps, loss)
+
+    def _judged(self) -> dict[str, float]:
+        """Return what the result is worth, by one read from the device."""
+        tags, values = zip(*self._objective.judge().items(), strict=True)
+        return dict(zip(tags, torch.stack(values).tolist(), strict=True))
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Compute for a while what is no part of the training: unseen by the monitor, whole batches on every rank."""
+        with ExitStack() as stack:
+            if self._watching is not None:
+                stack.enter_context(self._watching.monitor.paused())
+            if self._shared is not None:
+                stack.enter_context(self._shared.whole())
+            yield
 
     def _is_to_be_saved(self) -> bool:
         return self.trainer.steps % self._config.checkpoint_every == 0 or self.is_over()
@@ -279,7 +318,8 @@ class Training:
         steps = self.trainer.steps
         if steps != self._saved_at:
             self._run.flush()
-            self._checkpoints.save(steps, content)
+            if self._ranks.is_first:
+                self._checkpoints.save(steps, content)
             self._saved_at = steps
 
     def _content(self) -> dict[str, Any]:

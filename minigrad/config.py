@@ -48,6 +48,11 @@ class RunConfig:
         """What the run is called in its directory's name."""
         return self.experiment
 
+    @property
+    def seconds_for_ranks(self) -> float | None:
+        """How long a rank waits for another; None: the experiment runs in one process."""
+        return None
+
 
 def check(condition: bool, key: str, value: object, expected: str) -> None:
     """Raise a UserError that names the key, the value and what was expected, unless `condition` holds."""

@@ -2,9 +2,11 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from minigrad.ranks import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -27,25 +29,64 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Request:
-    """Whether a signal has asked the run to end."""
+    """Whether a signal has asked the run to end.
+
+    Attributes:
+        number: of the signal; 0 as long as there was none.
+    """
 
     def __init__(self) -> None:
-        self._number: int | None = None
+        self.number = 0
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Keep the signal; a second one ends the process at once, as if nobody listened."""
-        self._number = number
+        self.number = number
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 
     def made(self) -> bool:
         """Return whether a signal has come."""
-        return self._number is not None
+        return self.number != 0
 
     def honour(self) -> None:
         """Raise Interrupted if a signal has come."""
-        if self._number is not None:
+        if self.made():
+            raise Interrupted(self.number)
+
+
+class SharedRequest:
+    """Whether a signal has asked any of several ranks to end, so that all end after the same step.
+
+    What each rank has been asked travels while the next step is made: nobody waits, and all know it a step later.
+
+    Args:
+        request: to this rank.
+        ranks: that call the same methods in the same order.
+    """
+
+    def __init__(self, request: Request, ranks: Ranks) -> None:
+        self._request = request
+        self._ranks = ranks
+        self._number = 0
+        self._arrives: Callable[[], int] | None = None
+
+    def made(self) -> bool:
+        """Return whether a signal had come to any rank when this was called the last time."""
+        self._receive()
+        if self._number == 0:
+            self._arrives = self._ranks.highest(self._request.number)
+        return self._number != 0
+
+    def honour(self) -> None:
+        """Raise Interrupted if a signal has come to any rank."""
+        if not self.made():
+            self._receive()
+        if self._number != 0:
             raise Interrupted(self._number)
+
+    def _receive(self) -> None:
+        if self._arrives is not None:
+            self._number, self._arrives = self._arrives(), None
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
@@ -55,7 +96,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 @contextmanager
 def raising() -> Iterator[None]:
     """Let both signals raise Interrupted wherever the program is."""
-    with _handling(_raise):
+    with handling(_raise):
         yield
 
 
@@ -63,12 +104,12 @@ def raising() -> Iterator[None]:
 def requested() -> Iterator[Request]:
     """Let the first signal be noted in a Request, to be honoured when the step has ended, and the second end all."""
     request = Request()
-    with _handling(request.note):
+    with handling(request.note):
         yield request
 
 
 @contextmanager
-def _handling(handler: "signal._HANDLER") -> Iterator[None]:
+def handling(handler: "signal._HANDLER") -> Iterator[None]:
     """Install a handler for both signals for a while; in another thread than the main one Python allows none."""
     if threading.current_thread() is not threading.main_thread():
         yield

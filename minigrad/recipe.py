@@ -11,7 +11,7 @@ from minigrad.config import RunConfig, bind, check_at_least, check_learning_rate
 from minigrad.errors import UserError
 from minigrad.monitoring.monitor import GradientMonitor
 from minigrad.objectives import OBJECTIVES
-from minigrad.objectives.objective import Objective
+from minigrad.objectives.objective import Objective, Trainable
 from minigrad.rules import RULES, check_rule
 from minigrad.trainer import Trainer
 from minigrad_kernels import ACTIVATIONS
@@ -120,7 +120,7 @@ class Recipe(ObjectiveConfig):
 
     def new_trainer(
         self,
-        objective: Objective,
+        objective: Trainable,
         learning_rate: Callable[[int], float],
         on_nonfinite: str,
         monitor: GradientMonitor | None = None,

@@ -1,7 +1,6 @@
 """A run: its directory, its seed, its device and its record."""
 
 import errno
-import itertools
 import json
 import math
 import os
@@ -9,11 +8,10 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -23,12 +21,10 @@ from minigrad import tables
 from minigrad.autodiff.drawing import Drawing
 from minigrad.config import RunConfig, as_yaml, hyperparameters
 from minigrad.errors import RunFailed, UserError
-from minigrad.files import write_whole
+from minigrad.files import locked, new_directory, write_whole
 from minigrad.generators import seed_all
-from minigrad.tracking import Tracker
-
-if sys.platform != "win32":
-    import fcntl
+from minigrad.ranks import ALONE, Ranks, local_rank
+from minigrad.tracking import Silent, Tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,24 +40,37 @@ class Run:
     Args:
         config: the run's typed config.
         resumed: whether the run in `config.run_dir` goes on; `goes_on` is to be called then.
+        ranks: the processes that make this run, one by default; the first of them alone writes.
+        compared: keys by which runs are compared, with all their values as on the command line, or none if not known.
 
     Attributes:
+        ranks: the argument.
         directory: where everything of this run lies; no two runs share one, nor do two processes at a time.
         device: where it computes.
         steps: steps made so far, set by the experiment.
         metrics: the last value reported under every tag.
+        verdicts: kinds of what is wrong with the gradient's flow, set by what watches it.
 
     Raises:
         UserError: the device is not there, or (on entering) the directory exists, cannot be made or is in use.
         RunFailed: the disk takes no more.
     """
 
-    def __init__(self, config: RunConfig, resumed: bool = False) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        resumed: bool = False,
+        ranks: Ranks = ALONE,
+        compared: Mapping[str, Collection[str]] = MappingProxyType({}),
+    ) -> None:
         self.config = config
-        self.device = resolve_device(config.device)
+        self._compared = compared
+        self.ranks = ranks
+        self.device = self.ranks.on_each(lambda: resolve_device(config.device, self.ranks))
         self.directory = Path()
         self.steps = 0
         self.metrics: dict[str, float] = {}
+        self.verdicts: list[str] = []
         self._resumed = resumed
         self._seconds_before = 0.0
         self._first_step = 0
@@ -72,17 +81,22 @@ class Run:
             if self._resumed:
                 self.directory = Path(str(self.config.run_dir))
             else:
-                self.directory = _create_directory(self.config)
+                self.directory = self.ranks.of_first(lambda: _create_directory(self.config))
                 stack.push(self._remove_after_a_mistake)
-            stack.enter_context(_locked(self.directory))
+            busy = f"the run in {self.directory} is going on in another process; wait for it or stop it"
+            self.ranks.of_first(lambda: stack.enter_context(locked(self.directory, busy)))
+            self.ranks.remember(self.directory)
+            if self.device.type == "cuda" and not self.ranks.is_alone:
+                torch.cuda.set_device(self.device)  # or pinned memory would take a part of the first GPU for every rank
             stack.enter_context(_threads(self.config.threads))
             stack.enter_context(_determinism(self.config.deterministic))
             seed_all(self.config.seed)
             self._start = time.perf_counter()
-            self._tracker = Tracker(self.directory)
+            self._tracker = Tracker(self.directory) if self.ranks.is_first else Silent()
             stack.push(self._close)
             if not self._resumed:
                 self._write_config()
+            stack.enter_context(self.ranks.connected())  # before the summary is written, which names the error
             self._stack = stack.pop_all()
         return self
 
@@ -90,7 +104,8 @@ class Run:
         """Go on after so many steps and seconds: what TensorBoard has of later steps is not shown any more."""
         self.steps = self._first_step = steps
         self._seconds_before = seconds
-        (self.directory / "summary.json").unlink(missing_ok=True)  # it says how the run ended, and it has not
+        if self.ranks.is_first:
+            (self.directory / "summary.json").unlink(missing_ok=True)  # it says how the run ended, and it has not
         self._tracker.purge(steps)
         self._write_config()
 
@@ -147,12 +162,13 @@ class Run:
 
     def _write_config(self) -> None:
         text = as_yaml(self.config)
-        write_whole(self.directory / "config.yaml", text.encode())
+        if self.ranks.is_first:
+            write_whole(self.directory / "config.yaml", text.encode())
         self._tracker.text("config", f"```yaml\n{text}```", self.steps)
-        self._tracker.hyperparameters(hyperparameters(self.config))
+        self._tracker.hyperparameters(hyperparameters(self.config), self._compared)
 
     def _remove_after_a_mistake(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if self._is_refused(error):
+        if self._is_refused(error) and self.ranks.is_first:
             shutil.rmtree(self.directory)
 
     def _is_refused(self, error: BaseException | None) -> bool:
@@ -180,7 +196,7 @@ class Run:
             self._tracker.discard()
 
     def _write_summary(self, error: BaseException | None) -> None:
-        if not self._is_refused(error):
+        if not self._is_refused(error) and self.ranks.is_first:
             write_whole(self.directory / "summary.json", self._summary(error))
 
     def _summary(self, error: BaseException | None) -> bytes:
@@ -195,20 +211,26 @@ class Run:
             "seconds": round(self.seconds, 3),
             "device": str(self.device),
             "path": self.path,
+            "ranks": self.ranks.size,
             "seed": self.config.seed,
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+            **({"verdicts": self.verdicts} if self.verdicts else {}),
         }
         return (json.dumps({**content, **metrics}, indent=2, allow_nan=False) + "\n").encode()
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """Return the device that `device=` names; "auto" is the GPU when there is one, and the CPU otherwise.
 
+    Of several ranks each has a GPU of its own, by its number on this machine.
+
     Raises:
-        UserError: it is no device's name, or this machine has no such device.
+        UserError: it is no device's name, or this machine has no such device, or several ranks would share a GPU.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not ranks.is_alone:
+        name = _own_gpu(name)
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -218,6 +240,16 @@ def resolve_device(name: str) -> torch.device:
     except (AssertionError, ImportError, RuntimeError) as error:  # a build without it, a missing plugin, no hardware
         raise UserError(f"device={name}: PyTorch finds no such device here; use device=cpu or device=auto") from error
     return device
+
+
+def _own_gpu(name: str) -> str:
+    """Return the name of this rank's GPU."""
+    own, there = local_rank(), torch.cuda.device_count()
+    if name != "cuda":
+        raise UserError(f"device={name}: each of several ranks has a GPU of its own; use device=cuda")
+    if own >= there:
+        raise UserError(f"device=cuda: this machine has {there} GPUs and more ranks; start {there}, or use device=cpu")
+    return f"cuda:{own}"
 
 
 def _create_directory(config: RunConfig) -> Path:
@@ -231,19 +263,7 @@ def _create_directory(config: RunConfig) -> Path:
         except OSError as error:
             raise UserError(f"run_dir={config.run_dir} cannot be made: {error.strerror}") from None
         return chosen
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for number in itertools.count(1):
-        dated = Path("runs", config.label, stamp if number == 1 else f"{stamp}_{number}")
-        try:
-            dated.mkdir(parents=True)
-        except FileExistsError:
-            if not dated.is_dir():
-                raise UserError(f"{dated} cannot be made: a file is in its place; name another with run_dir=") from None
-        except OSError as error:
-            raise UserError(f"{dated} cannot be made: {error.strerror}; name another with run_dir=") from None
-        else:
-            return dated
-    raise AssertionError  # the count has no end
+    return new_directory(Path("runs", config.label), "run_dir")
 
 
 @contextmanager
@@ -255,23 +275,6 @@ def _disk() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
         raise RunFailed(f"{error.filename or 'the output'} cannot be written: {error.strerror}") from error
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the directory for this process alone, where the system can."""
-    if sys.platform == "win32":
-        yield
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"the run in {directory} is going on in another process; wait for it or stop it") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Surveys:
     Args:
         trainer: of the run; batches ahead of those that it has trained with are used.
         run: where to report.
-        unseen: gives a context in which a monitor sees nothing.
+        aside: gives a context for passes that are no part of the training.
         histogram_every: steps between two histograms of the magnitudes of each parameter's gradient.
         noise_every: steps between two estimates of the gradient noise scale.
         noise_batches: batches of each of these, at least 2.
@@ -33,7 +33,7 @@ class Surveys:
         self,
         trainer: Trainer,
         run: Run,
-        unseen: Callable[[], AbstractContextManager[None]],
+        aside: Callable[[], AbstractContextManager[None]],
         *,
         histogram_every: int | None,
         noise_every: int | None,
@@ -41,7 +41,7 @@ class Surveys:
         batch_size: int,
         hessian_every: int | None,
     ) -> None:
-        self._trainer, self._run, self._unseen = trainer, run, unseen
+        self._trainer, self._run, self._aside = trainer, run, aside
         self._histogram_every, self._noise_every, self._hessian_every = histogram_every, noise_every, hessian_every
         self._noise_batches, self._batch_size = noise_batches, batch_size
         self._counts: dict[int, dict[str, Tensor]] = {}  # by step and parameter, on the device
@@ -71,7 +71,7 @@ class Surveys:
         ]
         for measure in due:
             before = generators.state_dict()
-            with self._unseen():
+            with self._aside():
                 measure()
             generators.load_state_dict(before)
 

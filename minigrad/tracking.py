@@ -5,13 +5,15 @@ about a third of the cost of one `SummaryWriter.add_scalar` each, and a full dis
 """
 
 import io
+import json
 import os
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from tensorboard.compat.proto.attr_value_pb2 import AttrValue
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -23,19 +25,32 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams import plugin_data_pb2, summary_v2
-from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.api_pb2 import (
+    DATA_TYPE_BOOL,
+    DATA_TYPE_FLOAT64,
+    DATA_TYPE_STRING,
+    Experiment,
+    HParamInfo,
+    MetricInfo,
+    MetricName,
+    Status,
+)
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from minigrad.autodiff.drawing import Drawing
 from minigrad.autodiff.graph import Graph
 from minigrad.errors import RunFailed
+from minigrad.leaderboard import JUDGED
 from minigrad.monitoring.histogram import raw_histogram
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Value = bool | float | str
+
 _DOTS_PER_INCH = 150
+_MIXING = ("experiment", "objective")  # runs that differ in one of these are judged by different metrics
 
 
 class Tracker:
@@ -46,7 +61,6 @@ class Tracker:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._name = str(directory)
         self._figures = directory / "figures"
         now = time.time_ns()  # TensorBoard reads files in the order of their names
         name = f"events.out.tfevents.{now // 10**9:010d}.{now % 10**9:09d}.{socket.gethostname()}.{os.getpid()}"
@@ -55,6 +69,8 @@ class Tracker:
         except OSError as error:
             raise RunFailed(f"{directory / name} cannot be written: {error.strerror}") from error
         self._records = RecordWriter(self._file)
+        self._columns: Experiment | None = None  # of the HPARAMS page, until the run is first judged
+        self._is_mixed = False
         self._write(Event(file_version="brain.Event:2"))
 
     def purge(self, step: int) -> None:
@@ -64,6 +80,9 @@ class Tracker:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write the values of a step under their tags."""
         self._summary(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        if self._columns is not None and "test/loss" in values:
+            self._write_columns(self._columns, values)
+            self._columns = None
 
     def figure(self, tag: str, figure: "Figure", step: int = 0) -> Path:
         """Write a matplotlib figure under its tag and as `figures/<tag>.png`; return the file's path."""
@@ -114,17 +133,33 @@ class Tracker:
         self._write(Event(graph_def=_graph_def(drawing.graph).SerializeToString()))
         return self._write_file("graph.svg", drawing.to_svg().encode())
 
-    def hyperparameters(self, values: Mapping[str, bool | float | str]) -> None:
-        """Write what the HPARAMS page shows of this run; its metrics there are the last values of its curves."""
-        self._summary(0, summary_v2.hparams_pb(dict(values), trial_id=self._name).value)
+    def hyperparameters(
+        self, values: Mapping[str, Value], compared: Mapping[str, Collection[str]] = MappingProxyType({})
+    ) -> None:
+        """Write what the HPARAMS page shows of this run; its metrics there are the last values of its curves.
+
+        The page takes its columns from any one run below the folder it shows, whichever it comes upon; where none says
+        them, it takes every curve for a metric, those of the layers too, and shows the first five. So every run that
+        is judged says them all, and those of a sweep say the same.
+
+        Args:
+            values: by key.
+            compared: the keys of which the page shows columns first, each with all the values that it has in the runs
+                compared, as on the command line, or with none if they are not known.
+        """
+        own = dict(values)
+        for key, texts in compared.items():
+            if "null" in texts:  # then they are texts: the page leaves out a run without a value
+                own[key] = next((text for text in texts if _value(text) == values.get(key)), "null")
+        self._summary(0, summary_v2.hparams_pb(own, trial_id="").value)  # without an id it has the run's name
+        self._columns = Experiment(hparam_infos=[_column(key, value, compared) for key, value in own.items()])
+        self._is_mixed = any(len(compared.get(key, ())) > 1 for key in _MIXING)
 
     def end(self, succeeded: bool) -> None:
         """Write to the HPARAMS page how the run ended."""
         status = Status.STATUS_SUCCESS if succeeded else Status.STATUS_FAILURE
         info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-        metadata = hparams_metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=info))
-        tag = hparams_metadata.SESSION_END_INFO_TAG
-        self._summary(0, [Summary.Value(tag=tag, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR)])
+        self._of_hparams(hparams_metadata.SESSION_END_INFO_TAG, session_end_info=info)
 
     def flush(self) -> None:
         """Hand what was written to the system, so that it is seen, and outlives this process."""
@@ -153,6 +188,16 @@ class Tracker:
             raise RunFailed(f"{path} cannot be written: {error.strerror}") from error
         return path
 
+    def _write_columns(self, columns: Experiment, judged: Collection[str]) -> None:
+        """Write the columns of the HPARAMS page; two of its views leave out a run that lacks one of the metrics."""
+        metrics = [tag for tag in JUDGED if tag in judged or self._is_mixed]
+        columns.metric_infos.extend(MetricInfo(name=MetricName(tag=tag)) for tag in (*metrics, "train/loss"))
+        self._of_hparams(hparams_metadata.EXPERIMENT_TAG, experiment=columns)
+
+    def _of_hparams(self, tag: str, **content: Any) -> None:
+        metadata = hparams_metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**content))
+        self._summary(0, [Summary.Value(tag=tag, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR)])
+
     def _summary(self, step: int, values: list[Summary.Value]) -> None:
         self._write(Event(step=step, summary=Summary(value=values)))
 
@@ -165,6 +210,33 @@ class Tracker:
 
     def _failure(self, error: OSError) -> RunFailed:
         return RunFailed(f"{self._file.name} cannot be written: {error.strerror}")
+
+
+class Silent(Tracker):
+    """Writes nothing: of several ranks the first alone does."""
+
+    def __init__(self) -> None:
+        self._columns, self._is_mixed = None, False
+
+    def figure(self, tag: str, figure: "Figure", step: int = 0) -> Path:
+        """Draw nothing."""
+        return Path()
+
+    def graph(self, drawing: Drawing) -> Path:
+        """Draw nothing."""
+        return Path()
+
+    def flush(self) -> None:
+        """Have nothing to flush."""
+
+    def close(self) -> None:
+        """Have nothing to close."""
+
+    def discard(self) -> None:
+        """Have nothing to remove."""
+
+    def _write(self, event: Event) -> None:
+        """Write nothing."""
 
 
 def _graph_def(graph: Graph) -> GraphDef:
@@ -186,3 +258,28 @@ def _graph_def(graph: Graph) -> GraphDef:
         kind = node.label if node.kind == "operation" else node.kind
         nodes.append(NodeDef(name=name, op=kind, input=[ordered[source] for source in node.inputs], attr=attributes))
     return GraphDef(node=nodes)
+
+
+def _column(key: str, own: Value, compared: Mapping[str, Collection[str]]) -> HParamInfo:
+    """Return what the HPARAMS page is told of a key: its type, and what its values are chosen from if that is known."""
+    texts = list(compared.get(key, ()))
+    values = texts if "null" in texts else [_value(text) for text in texts]
+    column = HParamInfo(name=key, type=DATA_TYPE_STRING, differs=key in compared)
+    kinds = {type(value) for value in (own, *values)}
+    if kinds == {bool}:
+        column.type = DATA_TYPE_BOOL
+        column.domain_discrete.extend(dict.fromkeys(values))
+    elif kinds <= {int, float}:
+        column.type = DATA_TYPE_FLOAT64
+    else:
+        column.domain_discrete.extend(dict.fromkeys(map(str, values)))
+    return column
+
+
+def _value(text: str) -> Value | None:
+    """Return a value of the command line as hyperparameters have it: a list is a text, and null is None."""
+    try:
+        value = json.loads({"True": "true", "False": "false"}.get(text, text))  # Hydra writes them as Python does
+    except ValueError:
+        return text
+    return json.dumps(value) if isinstance(value, list | dict) else value

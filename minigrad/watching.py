@@ -54,7 +54,8 @@ class Watching:
 
     def judge(self) -> None:
         """Say what is wrong in the last steps and was not before."""
-        before, self.verdicts = self.verdicts, self.monitor.verdicts()
+        before = self.verdicts
+        self._keep(self.monitor.verdicts())
         if list(map(str, before)) != list(map(str, self.verdicts)):
             words = "\n".join(f"- {verdict}" for verdict in self.verdicts)
             self._run.text("flow/verdicts", words or "nothing is wrong any more")
@@ -63,6 +64,10 @@ class Watching:
             if key not in self._said:
                 self._said.add(key)
                 print(f"step {self._run.steps}: {verdict}", flush=True)
+
+    def _keep(self, verdicts: Sequence[Verdict]) -> None:
+        self.verdicts = verdicts
+        self._run.verdicts = list(dict.fromkeys(verdict.kind for verdict in verdicts))
 
     def end(self) -> None:
         """Show what the last steps were like, and say what is wrong yet."""
@@ -97,7 +102,7 @@ class Watching:
         """Go on from what `state_dict` returned, perhaps in a longer run, once the model has its parameters of then."""
         self.monitor.load_state_dict(saved["monitor"])
         self._said = {(str(kind), bool(whole)) for kind, whole in saved["said"]}
-        self.verdicts = [Verdict(kind, where, message, tuple(also)) for kind, where, message, also in saved["verdicts"]]
+        self._keep([Verdict(kind, where, message, tuple(also)) for kind, where, message, also in saved["verdicts"]])
         self._stride = max(self._stride, int(saved["stride"]))
         drawn = zip(saved["steps"], saved["drawn"].tolist(), strict=True)
         self._drawn = {step: layers for step, layers in drawn if step % self._stride == 0}
@@ -123,7 +128,7 @@ def gradients(
     thresholds = Thresholds(
         share, vanishing, depth_vanishing, exploding, saturated, dead, false_zeros, ratio_high, ratio_low
     )
-    return Watching(GradientMonitor(model, thresholds, window), run, total, thresholds)
+    return Watching(GradientMonitor(model, thresholds, window, run.ranks), run, total, thresholds)
 
 
 def none(model: nn.Module, run: Run, total: int) -> None:

@@ -28,7 +28,9 @@ LAYERS = (
         "minigrad.figures",
         "minigrad.files",
         "minigrad.generators",
+        "minigrad.leaderboard",
         "minigrad.options",
+        "minigrad.ranks",
         "minigrad.tables",
     ),
     ("minigrad.checks", "minigrad.eager", "minigrad.functions", "minigrad.names", "minigrad.watched"),
@@ -36,13 +38,28 @@ LAYERS = (
     ("minigrad.autodiff*", "minigrad.nn", "minigrad.verification"),
     ("minigrad.models",),
     ("minigrad.objectives*", "minigrad.rules", "minigrad.schedules"),
-    ("minigrad.guard", "minigrad.monitoring*", "minigrad.record", "minigrad.tensors", "minigrad.trainer"),
+    (
+        "minigrad.data_parallel",
+        "minigrad.guard",
+        "minigrad.monitoring*",
+        "minigrad.record",
+        "minigrad.tensors",
+        "minigrad.trainer",
+    ),
     ("minigrad.checkpoints", "minigrad.interruption", "minigrad.loading", "minigrad.stopping"),
     ("minigrad.config", "minigrad.path", "minigrad.progress", "minigrad.recipe", "minigrad.run", "minigrad.tracking"),
     ("minigrad.surveys", "minigrad.watching"),
     ("minigrad",),  # the package's own file, which gathers the public names
     ("experiments.*", "bench.*"),
-    ("minigrad.catalog", "minigrad.commandline", "minigrad.diagnosis", "minigrad.resumption", "minigrad.train"),
+    (
+        "minigrad.catalog",
+        "minigrad.commandline",
+        "minigrad.diagnosis",
+        "minigrad.resumption",
+        "minigrad.sweep",
+        "minigrad.train",
+        "minigrad.workers",
+    ),
 )
 # Who knows config objects, besides the experiments.
 KNOW_CONFIGS = {"minigrad.commandline", "minigrad.config", "minigrad.diagnosis", "minigrad.train"}

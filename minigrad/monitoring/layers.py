@@ -12,6 +12,7 @@ import minigrad_kernels as kernels
 from minigrad import nn
 from minigrad.errors import UserError
 from minigrad.functions import transforms_are_active
+from minigrad.ranks import Ranks
 from minigrad_kernels import Fired, Layer
 
 _graph_is_kept = torch._C._autograd._get_current_graph_task_keep_graph
@@ -91,6 +92,13 @@ class Layers:
         """Begin a new window: units count as dead if they fire neither in it nor in the one that ends here."""
         for probe in self._probes:
             probe.fired_before, probe.fired = probe.fired, None
+
+    def unite(self, ranks: Ranks) -> None:
+        """Count units as fired that have fired on any rank."""
+        for probe in self._relus().values():
+            for fired in (probe.fired, probe.fired_before):
+                if fired is not None:
+                    ranks.unite(fired.flags)
 
     def dead(self) -> dict[str, Tensor]:
         """Return which units of each ReLU layer have fired neither in this window nor in the last, (units,) bool.

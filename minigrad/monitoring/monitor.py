@@ -19,6 +19,7 @@ from minigrad.monitoring.steps import Step, flow_of, on_host, order_of, updates_
 from minigrad.monitoring.thresholds import Thresholds
 from minigrad.monitoring.updates import Updates
 from minigrad.monitoring.verdicts import Verdict, judge, update_ratios
+from minigrad.ranks import ALONE, Ranks
 
 _BLIND = 2  # steps in which nothing was seen before it is said
 
@@ -74,6 +75,8 @@ class GradientMonitor:
         module: the model; its floating-point parameters that require a gradient are watched.
         thresholds: from where on something is wrong.
         window: steps by which verdicts go; also those in which a unit of ReLU must have fired not to count as dead.
+        ranks: that divide every batch among them, so that the loss of each has the weight of its part; what they see is
+            put together where it is read, which all of them do at the same steps. By default there is one.
 
     Raises:
         TypeError: an argument is of another type.
@@ -85,6 +88,7 @@ class GradientMonitor:
         module: torch.nn.Module,
         thresholds: Thresholds = Thresholds(),  # noqa: B008 - it never changes
         window: int = 100,
+        ranks: Ranks = ALONE,
     ) -> None:
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"`module` is {module!r}: pass a torch.nn.Module")
@@ -96,6 +100,7 @@ class GradientMonitor:
             raise ValueError(f"`window` is {window}: pass a number of steps, at least 1")
         self._thresholds = thresholds
         self._window = window
+        self._ranks = ranks
         self._layers = Layers(module, thresholds.share)
         self._parameters = {
             name: parameter
@@ -286,13 +291,15 @@ class GradientMonitor:
 
     def _collect(self) -> None:
         """Copy to the host what has been measured, for the next reading and for verdicts."""
-        steps, self._pending = self._pending, []
+        pending, self._pending = self._pending, []
+        self._layers.unite(self._ranks)
         dead = self._layers.dead()
-        host = iter(on_host([*(tensor for step in steps for tensor in step.tensors), *dead.values()]))
-        readings = self._readings(
-            [Step([(keys, next(host)) for keys, _ in s.taken], s.here, next(host) if s.here else None) for s in steps],
-            {name: next(host) != 0 for name in dead},
-        )
+        host = iter(on_host([*(tensor for step in pending for tensor in step.tensors), *dead.values()]))
+        steps = [
+            Step([(keys, next(host)) for keys, _ in s.taken], s.here, next(host) if s.here else None) for s in pending
+        ]
+        steps = [step.with_rows_of(others) for step, *others in zip(*self._ranks.gathered(steps), strict=True)]
+        readings = self._readings(steps, {name: next(host) != 0 for name in dead})
         self._unread = self._unread.followed_by(readings)
         self._history = self._history.followed_by(readings).last(self._window)
         if readings.first_step == 0 and steps:

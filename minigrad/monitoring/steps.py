@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,10 @@ class Step(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order in which they are named here."""
         return [rows for _, rows in self.taken] + ([] if self.measured is None else [self.measured])
+
+    def with_rows_of(self, others: Sequence[Step]) -> Step:
+        """Return this step with the passes of other ranks through the same layers, of other parts of the batch."""
+        return self._replace(taken=[part for step in (self, *others) for part in step.taken])
 
 
 def on_host(tensors: list[Tensor]) -> list[Tensor]:

@@ -15,6 +15,7 @@ from minigrad.models import Predictor
 from minigrad.nn import MLP
 from minigrad.objectives import data
 from minigrad.objectives.data import Data
+from minigrad.objectives.division import divided
 
 Array = NDArray[Any]
 Batch = tuple[Tensor, Tensor]
@@ -120,6 +121,11 @@ class Network:
             self._order = epoch, torch.from_numpy(order).to(self._inputs.device)
         chosen = self._order[1][place * self._batch_size :][: self._batch_size]
         return self._inputs[chosen], self._targets[chosen]
+
+    def part(self, batch: Batch, rank: int, size: int) -> tuple[Batch, float]:
+        """Return a rank's part of a batch and how much of the whole it is."""
+        (inputs, targets), share = divided(batch, rank, size)
+        return (inputs, targets), share
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of a batch in nats, or the mean squared error of the scaled target, ().

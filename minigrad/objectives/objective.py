@@ -1,6 +1,6 @@
 """What an objective is: to the trainer, and to a training run."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -33,3 +33,17 @@ class Objective(Trainable, Protocol):
 
     def judge(self) -> dict[str, Tensor]:
         """Return what the result is worth, () tensors on the device under TensorBoard's tags; `test/loss` is one."""
+
+
+@runtime_checkable
+class Divisible(Objective, Protocol):
+    """An objective whose batches can be divided among ranks."""
+
+    def part(self, batch: Any, rank: int, size: int) -> tuple[Any, float]:
+        """Return part `rank` of `size` parts of a batch, itself a batch, and how much of the whole it is.
+
+        The loss of a batch is the sum of the losses of its parts, each multiplied with how much of the whole it is.
+
+        Raises:
+            UserError: the batch is too small for so many parts.
+        """

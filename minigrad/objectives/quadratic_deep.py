@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from minigrad.errors import UserError
 from minigrad.models import Point
+from minigrad.objectives.division import divided
 
 _DIMENSIONS = 100
 _SAMPLES = 1000  # as many to train as to test
@@ -67,6 +68,11 @@ class QuadraticDeep:
             order = numpy.random.default_rng((self._seed, epoch)).permutation(_SAMPLES)
             self._order = epoch, torch.from_numpy(order).to(self.x.device)
         return self._train_samples[self._order[1][place * self._batch_size :][: self._batch_size]]
+
+    def part(self, batch: Tensor, rank: int, size: int) -> tuple[Tensor, float]:
+        """Return a rank's part of a batch and how much of the whole it is."""
+        (samples,), share = divided((batch,), rank, size)
+        return samples, share
 
     def loss(self, batch: Tensor) -> Tensor:
         """Return the mean of the quadratic over the samples (N, 100) of a batch, ()."""

@@ -210,7 +210,7 @@ def test_the_summary_tells_the_end_of_every_curve():
     assert found.pop("seconds") > 0
     assert found.pop("steps_per_second") > 0
     assert list(found) == [
-        *("status", "experiment", "steps", "device", "path", "seed"),
+        *("status", "experiment", "steps", "device", "path", "ranks", "seed"),
         *("test/loss", "test/accuracy", "train/loss", "gradient_norm", "learning_rate"),
     ]
     assert (found["status"], found["experiment"], found["steps"]) == ("finished", "training", 12)

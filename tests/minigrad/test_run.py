@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-import minigrad.run
+import minigrad.files
 from minigrad.config import RunConfig
 from minigrad.errors import RunFailed, UserError
 from minigrad.run import Run, resolve_device
@@ -68,6 +68,7 @@ def test_a_finished_run_leaves_its_config_and_its_summary():
         "steps": 2,
         "device": "cpu",
         "path": "plain",
+        "ranks": 1,
         "seed": 3,
         "train/loss": 1.0,
         "test/accuracy": 0.5,
@@ -106,7 +107,7 @@ def test_two_runs_of_the_same_second_have_two_directories(monkeypatch):
         def now(cls, tz=None):
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(minigrad.run, "datetime", Stopped)
+    monkeypatch.setattr(minigrad.files, "datetime", Stopped)
     names = []
     for _ in range(3):
         with Run(config()) as run:

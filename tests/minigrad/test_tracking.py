@@ -1,8 +1,12 @@
+import json
+import math
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from google.protobuf.json_format import MessageToJson
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
@@ -10,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
-from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 from torch.utils.tensorboard import SummaryWriter
 
 import minigrad
@@ -174,16 +178,29 @@ def test_a_full_disk_is_an_error_where_it_happens(report, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def sessions(folder: str) -> dict[str, api_pb2.SessionGroup]:
+def page(folder: Path | str) -> backend_context.Context:
+    """Return what TensorBoard's HPARAMS page asks of the runs below a folder."""
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
+    return backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder))))
+
+
+def columns(folder: Path | str) -> api_pb2.Experiment:
+    """Return the columns of the HPARAMS page of the runs below a folder."""
+    return get_experiment.Handler(RequestContext(), page(folder), "", api_pb2.GetExperimentRequest()).run()
+
+
+def metrics(folder: Path | str) -> list[str]:
+    return [info.name.tag for info in columns(folder).metric_infos]
+
+
+def sessions(folder: Path | str) -> dict[str, api_pb2.SessionGroup]:
     """Return what TensorBoard's HPARAMS page shows of the runs below a folder, by the name of the run."""
-    multiplexer = EventMultiplexer().AddRunsFromDirectory(folder).Reload()
-    context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, folder)))
-    page = api_pb2.ListSessionGroupsRequest(
+    request = api_pb2.ListSessionGroupsRequest(
         start_index=0,
         slice_size=100,
         allowed_statuses=api_pb2.Status.values(),
     )
-    found = list_session_groups.Handler(RequestContext(), context, "", page).run()
+    found = list_session_groups.Handler(RequestContext(), page(folder), "", request).run()
     return {group.sessions[0].name: group for group in found.session_groups}
 
 
@@ -232,6 +249,133 @@ def test_the_hparams_page_tells_how_a_run_ended():
         "interrupted": api_pb2.STATUS_UNKNOWN,  # it may go on
         "resumed": api_pb2.STATUS_SUCCESS,
     }
+
+
+def write_run(directory, values, compared, judged, **others):
+    """Write a run that is judged so, with the curves of a watched network, and perhaps further ones."""
+    directory.mkdir(parents=True)
+    tracker = Tracker(directory)
+    tracker.hyperparameters(values, compared)
+    for step in range(2):
+        tracker.scalars(step, {"flow/network.0/gain": 0.5, "gradient_norm": 1.0, "train/loss": 2.0, **others})
+        tracker.scalars(step, judged)
+    tracker.end(succeeded=True)
+    tracker.close()
+
+
+LOSS = {"test/loss": 0.25}
+
+
+def test_the_hparams_page_has_columns_for_what_a_run_is_judged_by_alone(tmp_path):
+    write_run(tmp_path / "run", {"seed": 0}, {}, {"test/accuracy": 0.5, "test/loss": 0.25, "test/other": 1.0})
+    assert metrics(tmp_path) == ["test/loss", "test/accuracy", "train/loss"]
+    (group,) = sessions(tmp_path).values()
+    assert {value.name.tag: value.value for value in group.sessions[0].metric_values} == {
+        "test/loss": 0.25,
+        "test/accuracy": 0.5,
+        "train/loss": 2.0,
+    }
+
+
+@pytest.mark.parametrize("key", ["objective", "experiment"])
+def test_whichever_run_of_a_mixed_sweep_is_asked_the_page_has_all_metrics(key, tmp_path):
+    compared = {key: ["digits", "diabetes", "booth"]}
+    judged = {"digits": {"test/accuracy": 0.5}, "diabetes": {"test/r2": 0.5}, "booth": {"distance_to_minimum": 1.0}}
+    for name, quality in judged.items():
+        write_run(tmp_path / name, {key: name}, compared, {**LOSS, **quality})
+    everything = ["test/loss", "test/accuracy", "test/r2", "distance_to_minimum", "train/loss"]
+    assert [metrics(tmp_path / name) for name in judged] == [everything] * 3
+    shown = {name: {v.name.tag for v in group.sessions[0].metric_values} for name, group in sessions(tmp_path).items()}
+    assert shown == {name: {"test/loss", "train/loss", *quality} for name, quality in judged.items()}
+
+
+def test_the_metrics_of_runs_that_are_not_judged_are_all_their_curves(tmp_path):
+    (tmp_path / "run").mkdir()
+    tracker = Tracker(tmp_path / "run")
+    tracker.hyperparameters({"order": 3, "experiment": "higher_order"}, {"order": ["3", "4"]})
+    tracker.scalars(0, {"higher_order/tanh": 1.0})
+    tracker.close()
+    assert metrics(tmp_path) == ["higher_order/tanh"]
+    assert [info.name for info in columns(tmp_path).hparam_infos] == ["experiment", "order"]
+
+
+def test_the_keys_compared_come_first_with_all_their_values(tmp_path):
+    compared = {
+        "rule": ["adam", "momentum"],
+        "learning_rate": ["0.1", "1e-3", "1"],
+        "deterministic": ["True", "false"],
+        "objective.hidden": ["[8]", "[8,8]"],
+        "clip_norm": ["null", "2"],
+    }
+    values = {
+        "activation": "tanh",
+        "accumulate": 1,
+        "rule": "adam",
+        "learning_rate": 0.001,
+        "deterministic": False,
+        "objective.hidden": "[8, 8]",
+        "trainable": True,
+    }
+    write_run(tmp_path / "run", values, compared, LOSS)
+    found = {info.name: info for info in columns(tmp_path).hparam_infos}
+    assert list(found) == [*sorted(compared), "accumulate", "activation", "trainable"]
+    assert [info.differs for info in found.values()] == [True] * 5 + [False] * 3
+    kinds = {
+        api_pb2.DATA_TYPE_STRING: {"activation", "clip_norm", "objective.hidden", "rule"},
+        api_pb2.DATA_TYPE_FLOAT64: {"accumulate", "learning_rate"},
+        api_pb2.DATA_TYPE_BOOL: {"deterministic", "trainable"},
+    }
+    assert {kind: {name for name, info in found.items() if info.type == kind} for kind in kinds} == kinds
+    choices = {name: list(info.domain_discrete) for name, info in found.items() if info.HasField("domain_discrete")}
+    assert {name: choice for name, choice in choices.items() if choice} == {
+        "rule": ["adam", "momentum"],
+        "deterministic": [True, False],
+        "objective.hidden": ["[8]", "[8, 8]"],
+        "clip_norm": ["null", "2"],
+    }
+    (group,) = sessions(tmp_path).values()
+    assert hyperparameters(group) == {**values, "clip_norm": "null"}
+
+
+def test_a_key_that_a_run_does_not_have_and_values_that_are_not_known_are_left_out(tmp_path):
+    write_run(tmp_path / "run", {"rule": "adam", "seed": 0}, {"rule": (), "run_dir": ["here"]}, LOSS)
+    rule, seed = columns(tmp_path).hparam_infos
+    assert (rule.name, rule.differs, list(rule.domain_discrete)) == ("rule", True, [])
+    assert (seed.name, seed.differs) == ("seed", False)
+
+
+def test_null_is_a_value_among_others_where_it_is_compared(tmp_path):
+    compared = {"clip_norm": ["null", "2", "1e-1"]}
+    for name, values in {"none": {}, "two": {"clip_norm": 2.0}, "tenth": {"clip_norm": 0.1}}.items():
+        write_run(tmp_path / name, {"seed": 0, **values}, compared, LOSS)
+    shown = {name: hyperparameters(group)["clip_norm"] for name, group in sessions(tmp_path).items()}
+    assert shown == {"none": "null", "two": "2", "tenth": "1e-1"}
+
+
+def test_every_run_has_a_line_of_its_own_under_the_name_of_its_directory(tmp_path):
+    for name in ("a/first", "b/first"):
+        write_run(tmp_path / name, {"seed": 0}, {}, LOSS)
+    (tmp_path / "a").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "b", tmp_path / "copied")
+    lines = {"moved/first", "b/first", "copied/first"}
+    assert {group.name for group in sessions(tmp_path).values()} == lines
+
+
+def test_a_loss_that_is_not_finite_leaves_the_hparams_page_readable(tmp_path):
+    write_run(tmp_path / "run", {"seed": 0}, {}, {"test/loss": math.nan})
+    (group,) = sessions(tmp_path).values()
+    shown = json.loads(MessageToJson(group))["sessions"][0]["metricValues"]
+    assert {metric["name"]["tag"]: metric["value"] for metric in shown} == {"test/loss": "NaN", "train/loss": 2.0}
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+@pytest.mark.parametrize(
+    ("objective", "quality"),
+    [("digits", "test/accuracy"), ("diabetes", "test/r2"), ("parabola", "distance_to_minimum")],
+)
+def test_the_curves_of_the_layers_are_no_metrics_of_a_training(objective, quality):
+    assert main([f"objective={objective}", "steps=2", "run_dir=runs/here"]) == 0
+    assert metrics("runs") == ["test/loss", quality, "train/loss"]
 
 
 @pytest.mark.usefixtures("_in_an_empty_folder")

@@ -32,10 +32,10 @@ def summaries() -> list[dict]:
 TRAINING_KEYS = (
     "keys of experiment=training: experiment, seed, device, threads, deterministic, run_dir, learning_rate, steps, "
     "warmup_steps, accumulate, clip_norm, precision, on_nonfinite, patience, target_loss, log_every, judge_every, "
-    "checkpoint_every, keep, on_verdict, histogram_every, noise_every, noise_batches, hessian_every, initial, resume, "
-    "activation, batch_size, epochs, objective, objective.hidden, objective.init, rule, rule.weight_decay, schedule, "
-    "monitor, monitor.window, monitor.share, monitor.vanishing, monitor.depth_vanishing, monitor.exploding, "
-    "monitor.saturated, monitor.dead, monitor.false_zeros, monitor.ratio_high, monitor.ratio_low"
+    "checkpoint_every, keep, on_verdict, histogram_every, noise_every, noise_batches, hessian_every, rank_timeout, "
+    "initial, resume, activation, batch_size, epochs, objective, objective.hidden, objective.init, rule, "
+    "rule.weight_decay, schedule, monitor, monitor.window, monitor.share, monitor.vanishing, monitor.depth_vanishing, "
+    "monitor.exploding, monitor.saturated, monitor.dead, monitor.false_zeros, monitor.ratio_high, monitor.ratio_low"
 )
 EXACTNESS_KEYS = (
     "keys of experiment=exactness: experiment, seed, device, threads, deterministic, run_dir, activations, dtypes, "
@@ -182,7 +182,8 @@ def test_a_sweep_goes_on_after_a_mistake_and_says_so(capsys):
     assert main([*SMALL, "-m", "activation=tan,relu"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "minigrad-train: activation=tan: expected one of sigmoid, tanh, relu",
-        "minigrad-train: 1 of the sweep's runs failed",
+        "minigrad-train: 1 of the sweep's 2 runs failed:",
+        "  activation=tan: activation=tan: expected one of sigmoid, tanh, relu",
     ]
     assert len(summaries()) == 1
 

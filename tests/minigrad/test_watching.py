@@ -101,6 +101,7 @@ def test_on_verdict_stop_saves_shows_and_ends_the_run_with_the_reason(capsys):
     assert "the layers, medians over the last 5 steps:" in shown.out
     assert Path("here/figures/flow.png").exists()
     assert (summary("here")["status"], summary("here")["steps"]) == ("failed", 5)
+    assert summary("here")["verdicts"] == ["vanishing"]
     assert checkpoints("here") == [0, 5]
     run("here", "resume=here", "on_verdict=warn")
     assert (summary("here")["status"], summary("here")["steps"]) == ("finished", 20)

@@ -1,0 +1,132 @@
+"""What a rank of a run may be asked, and what a process alone is."""
+
+import pytest
+import torch
+
+from minigrad import ranks
+from minigrad.errors import UserError
+from minigrad.interruption import Interrupted, Request, SharedRequest
+from minigrad.ranks import ALONE, RankLost, joined
+from minigrad.train import main
+from runs import last_checkpoint, run, summary
+
+
+@pytest.fixture
+def one_rank(monkeypatch):
+    """Let this process be what torchrun starts with --nproc-per-node=1."""
+    variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_process_alone_exchanges_nothing():
+    flags = torch.tensor([0, 1])
+    ALONE.unite(flags)
+    assert flags.tolist() == [0, 1]
+    assert ALONE.of_first(lambda: 3) == ALONE.on_each(lambda: 3) == ALONE.highest(3)() == 3
+    assert ALONE.gathered("x") == ["x"]
+    assert (ALONE.is_first, ALONE.is_alone, ALONE.size) == (True, True, 1)
+
+
+def test_one_rank_has_the_results_of_one_process(one_rank, monkeypatch):
+    recipe = ["objective=wine", "steps=12", "batch_size=9", "precision=float64"]
+    run("ranked", *recipe)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    run("alone", *recipe)
+    for a, b in zip(
+        *(last_checkpoint(name)["trainer"]["parameters"].values() for name in ("ranked", "alone")), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert summary("ranked")["test/loss"] == summary("alone")["test/loss"]
+
+
+def test_ranks_leave_in_good_order_after_a_mistake(one_rank):
+    with pytest.raises(UserError, match="a mistake"), joined(5) as own:
+        own.of_first(lambda: refuse("a mistake"))
+    with pytest.raises(UserError, match="another"), joined(5) as own:
+        own.on_each(lambda: refuse("another"))
+    with joined(5) as own:
+        assert own.gathered(7) == [7]
+    assert not torch.distributed.is_initialized()
+
+
+def refuse(words):
+    raise UserError(words)
+
+
+@pytest.mark.parametrize("words", ["gloo: Connection reset by peer", "Application timeout caused pair closure"])
+def test_an_error_of_the_connection_says_that_a_rank_is_lost(one_rank, words):
+    whole = f"^another rank has ended, or has not answered for 5 seconds: {words}$"
+    with pytest.raises(RankLost, match=whole), joined(5):
+        raise RuntimeError(f"{words}. This is typically caused by a remote worker")
+    torch.distributed.destroy_process_group()
+
+
+def test_an_error_in_a_collective_says_so_too(one_rank):
+    of_no_collective = torch.zeros(1, dtype=torch.uint16)
+    with pytest.raises(RankLost, match="for 5 seconds: Invalid scalar type"), joined(5) as own:
+        own.unite(of_no_collective)
+    torch.distributed.destroy_process_group()
+
+
+def test_another_error_stays_what_it_is(one_rank):
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), joined(5):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_ranks_honour_a_request_after_the_same_step(one_rank):
+    with joined(5) as own:
+        request = Request()
+        shared = SharedRequest(request, own)
+        assert not shared.made()
+        request.number = 15
+        assert not shared.made()  # what the step before knew
+        assert shared.made()
+        with pytest.raises(Interrupted) as interrupted:
+            shared.honour()
+    assert interrupted.value.exit_code == 143
+
+
+def test_a_request_in_the_last_moment_is_honoured_too(one_rank):
+    with joined(5) as own:
+        request = Request()
+        shared = SharedRequest(request, own)
+        shared.made()
+        request.number = 2
+        with pytest.raises(Interrupted):
+            shared.honour()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["experiment=exactness"], "this experiment runs in one process: start it without torchrun"),
+        (["objective=parabola"], "objective=parabola has no batches to divide among ranks; start it without torchrun"),
+        (["-m", "seed=0,1"], "a sweep runs in one process: start it without torchrun"),
+        (["device=cuda:1"], "device=cuda:1: each of several ranks has a GPU of its own; use device=cuda"),
+        (["rank_timeout=0"], "rank_timeout=0.0: expected a finite number above 0"),
+        (["rank_timeout=1e9"], "rank_timeout=1000000000.0: expected a week at most"),
+    ],
+)
+def test_what_ranks_cannot_do_is_said(one_rank, capsys, command, words):
+    assert main(command) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs")
+def test_a_gpu_for_each_rank_is_asked_for(one_rank, capsys):
+    assert main(["device=cuda"]) == 2
+    assert "this machine has 0 GPUs and more ranks" in capsys.readouterr().err
+
+
+def test_nothing_is_remembered_unless_torchrun_restarts(one_rank, monkeypatch):
+    assert ranks.remembered() is None
+    monkeypatch.delenv("RANK")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert ranks.remembered() is None
