@@ -1,5 +1,6 @@
 """What all tests share: the device, and determinism that poisons fresh memory with NaN."""
 
+import gc
 import inspect
 from collections.abc import Iterator
 from functools import cache
@@ -51,3 +52,8 @@ def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         from minigrad_kernels import elementwise
 
         monkeypatch.setattr(elementwise, "BYTES_PER_PROGRAM", 1 << 18)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there when the tests begin out of garbage collections, which thousands of tests make slow."""
+    gc.freeze()

@@ -23,7 +23,7 @@ from minigrad.config import RunConfig
 from minigrad.errors import RunFailed
 from minigrad.monitoring.histogram import raw_histogram
 from minigrad.run import Run
-from minigrad.tracking import Tracker
+from minigrad.tracking import Silent, Tracker
 from minigrad.train import main
 from runs import resume, signalled_after
 
@@ -388,3 +388,20 @@ def test_a_run_shows_its_config_and_its_path():
     (image,) = events.Images("path")
     assert image.step == 4
     assert Path("here/figures/path.png").read_bytes() == image.encoded_image_string
+
+
+def test_the_tracker_of_a_rank_that_is_not_the_first_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracker = Silent()
+    tracker.purge(3)
+    tracker.hyperparameters({"seed": 0}, {"seed": ["0", "1"]})
+    tracker.scalars(3, {"test/loss": 1.0})
+    tracker.figure("a figure", Figure())
+    tracker.histogram("counts", 3, [1], [0.0, 1.0])
+    tracker.text("words", "some")
+    tracker.graph(draw_graph(torch.ones(1, requires_grad=True) * 2))
+    tracker.flush()
+    tracker.end(succeeded=True)
+    tracker.close()
+    tracker.discard()
+    assert not list(tmp_path.iterdir())
