@@ -25,7 +25,7 @@ else
 fi
 
 trap : TERM # it may come here too: wait for the ranks
-srun torchrun \
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" torchrun \
     --nnodes="$SLURM_NNODES" \
     --nproc-per-node="${SLURM_GPUS_ON_NODE:-${SLURM_CPUS_PER_TASK:-1}}" \
     --max-restarts=3 \
@@ -36,6 +36,8 @@ srun torchrun \
 ended=$?
 
 if ((ended)) && grep -qs '"status": "interrupted"' "$run/summary.json"; then
-    scontrol requeue "$SLURM_JOB_ID"
+    if ! scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED; then # which is how scancel ends it
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
 fi
 exit "$ended"

@@ -181,6 +181,7 @@ class Training:
         self._path = path.Path(self.total)
         self._checkpoints = Checkpoints(run.directory / "checkpoints", config.keep)
         self._saved_at: int | None = None
+        self._judged_at: int | None = None
         self._lowest_saved = math.inf  # of the losses judged where a checkpoint is due
         self._drawn = (
             self._objective if isinstance(self._objective, Function) and self._objective.x.numel() <= 2 else None
@@ -190,6 +191,8 @@ class Training:
         """Start from the objective's own parameters, from those of another run, or where this run was."""
         for note in self._objective.notes:
             print(note, flush=True)
+        described = self._ranks.of_first(lambda: describe(self._objective.model))
+        self._ranks.on_each(lambda: _check_data(is_same(described, self._objective.model)))
         resumes = self._config.resume is not None
         saved = self._ranks.of_first(lambda: self._checkpoints.newest(complain=print)) if resumes else None
         if saved is not None:
@@ -250,8 +253,9 @@ class Training:
             self._run.figure("path", path.draw(self._drawn.landscape, self._path, self._drawn.x))
 
     def shown(self) -> dict[str, float]:
-        """Return what to show of the last step."""
-        tags = ("train/loss", "test/loss", "test/accuracy", "test/r2", "distance_to_minimum")
+        """Return what to show of the last step: how it was judged only if it was."""
+        judged = ("test/loss", "test/accuracy", "test/r2", "distance_to_minimum")
+        tags = ("train/loss", *(judged if self._judged_at == self.trainer.steps else ()))
         return {tag: self._run.metrics[tag] for tag in tags if tag in self._run.metrics}
 
     def reached(self) -> str:
@@ -280,6 +284,7 @@ class Training:
         """Judge the result, and save what was before: on resumption the step of a checkpoint is judged again."""
         before = self._content()
         judged = self._ranks.of_first(self._judged)
+        self._judged_at = self.trainer.steps
         self._run.scalars(self.trainer.steps, judged)
         if self._watching is not None:
             self._watching.judge()
@@ -387,3 +392,8 @@ class Training:
             raise UserError(f"the run has made {steps} steps already, and {self.total} are asked for; give more steps")
         self._run.goes_on(steps, seconds)
         print(f"goes on at step {steps}", flush=True)
+
+
+def _check_data(are_the_same: bool) -> None:
+    if not are_the_same:
+        raise UserError("a rank has other data than the first; every machine has to read the same")

@@ -60,7 +60,9 @@ def run(start: Start, arguments: Sequence[str]) -> int:
 
 
 def _complain(error: Exception) -> None:
-    print(f"{PROGRAM}: {error}", file=sys.stderr, flush=True)
+    rank = os.environ["RANK"] if are_started() else "0"
+    who = PROGRAM if rank == "0" else f"{PROGRAM}: rank {rank}"
+    print(f"{who}: {error}", file=sys.stderr, flush=True)
 
 
 class _Parser(argparse.ArgumentParser):

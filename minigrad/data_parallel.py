@@ -33,6 +33,9 @@ class DataParallel:
         objective: whose batches are divided; its parameters become those of the first rank.
         ranks: among whom.
         accumulate: batches per step of the trainer; only with the last of them the gradient travels.
+
+    Raises:
+        UserError: a batch is too small for so many ranks.
     """
 
     def __init__(self, objective: Divisible, ranks: Ranks, accumulate: int) -> None:
@@ -40,6 +43,7 @@ class DataParallel:
         self._ranks = ranks
         self._accumulate = accumulate
         self._is_whole = False
+        objective.part(objective.batch(0), ranks.rank, ranks.size)  # a batch that is too small is to be told of at once
         self._model = DistributedDataParallel(_Loss(objective), gradient_as_bucket_view=True)
         self._model.register_comm_hook(None, lambda _, bucket: _add_up(bucket.buffer()))  # its own would divide, too
 

@@ -1,14 +1,24 @@
 """SIGINT and SIGTERM: the first one is a request, the second one an end."""
 
+from __future__ import annotations
+
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from minigrad.ranks import Ranks
+if TYPE_CHECKING:
+    from minigrad.ranks import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_AGAIN = 1.0  # seconds in which a signal that comes again is the same request: a terminal and a cluster signal all
+# processes, and torchrun and a sweep pass on what they get
+_latest = -math.inf
 
 
 class Interrupted(KeyboardInterrupt):
@@ -40,9 +50,12 @@ class Request:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Keep the signal; a second one ends the process at once, as if nobody listened."""
+        if is_again():
+            return
+        if self.made():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         self.number = number
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
 
     def made(self) -> bool:
         """Return whether a signal has come."""
@@ -89,8 +102,19 @@ class SharedRequest:
             self._number, self._arrives = self._arrives(), None
 
 
+def is_again() -> bool:
+    """Return whether the signal that came just now is one that came a moment ago; to be asked once for each."""
+    global _latest
+    now = time.monotonic()
+    again = now - _latest < _AGAIN
+    if not again:
+        _latest = now
+    return again
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number)
+    if not is_again():
+        raise Interrupted(number)
 
 
 @contextmanager
@@ -109,11 +133,13 @@ def requested() -> Iterator[Request]:
 
 
 @contextmanager
-def handling(handler: "signal._HANDLER") -> Iterator[None]:
+def handling(handler: signal._HANDLER) -> Iterator[None]:
     """Install a handler for both signals for a while; in another thread than the main one Python allows none."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    global _latest
+    _latest = -math.inf
     before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield

@@ -137,7 +137,7 @@ ALONE = Ranks()
 
 def are_started() -> bool:
     """Return whether torchrun, or what sets the same variables, has started this process as one of several ranks."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def local_rank() -> int:
@@ -157,7 +157,8 @@ def remembered() -> Path | None:
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=1)))
-    return Path(store.get(_DIRECTORY).decode()) if store.check([_DIRECTORY]) else None
+    directory = Path(store.get(_DIRECTORY).decode()) if store.check([_DIRECTORY]) else None
+    return None if directory is None or not (directory / "config.yaml").is_file() else directory
 
 
 @contextmanager
@@ -210,15 +211,17 @@ def _connected(timeout: float) -> Iterator[None]:
     except RuntimeError as error:
         if not _is_of_the_connection(error):
             raise
-        words = str(error).partition(". This")[0].splitlines()[0]
-        raise RankLost(f"another rank has ended, or has not answered for {timeout:g} seconds: {words}") from error
+        words = " ".join(str(error).split()).partition(". This is typically")[0]
+        raise RankLost(
+            f"another rank has ended, has not answered for {timeout:g} seconds, or does something else: {words}"
+        ) from error
 
 
 def _is_of_the_connection(error: RuntimeError) -> bool:
     """Return whether an error comes from what connects the ranks: few of its errors have a type of their own."""
     *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
     is_raised_there = innermost.f_globals.get("__name__", "").startswith("torch.distributed.")
-    words = ("gloo", "pair closure", "NCCL")  # where autograd calls it, there is no frame of it
+    words = ("/gloo/", "pair closure", "NCCL error")  # where autograd calls it, there is no frame of it
     return isinstance(error, dist.DistError) or is_raised_there or any(word in str(error) for word in words)
 
 

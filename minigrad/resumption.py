@@ -10,7 +10,7 @@ from minigrad import catalog
 from minigrad.config import show
 from minigrad.errors import UserError
 
-ANEW = ("steps", "epochs", "device", "log_every", "on_verdict")
+ANEW = ("steps", "epochs", "device", "log_every", "on_verdict", "rank_timeout")
 
 
 def settled(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _resumed(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any
         here, there = _named(_find(values, key)), _named(_find(stored, key))
         if key != "resume" and key not in ANEW and here != there:
             raise _difference(key, here, there, directory)
-    anew = {key: values[key] for key in ANEW if key in given}
+    anew = {key: values[key] for key in ANEW if key in given or (key in values and key not in stored)}
     if "epochs" in given and "steps" not in given:
         anew["steps"] = None
     # Code is named on the command line alone, never by a file; without it the objective says what is missing.

@@ -85,6 +85,8 @@ class Run:
                 stack.push(self._remove_after_a_mistake)
             busy = f"the run in {self.directory} is going on in another process; wait for it or stop it"
             self.ranks.of_first(lambda: stack.enter_context(locked(self.directory, busy)))
+            if not self._resumed and self.ranks.is_first:
+                self._write_config()  # first of all: without it nobody can go on here
             self.ranks.remember(self.directory)
             if self.device.type == "cuda" and not self.ranks.is_alone:
                 torch.cuda.set_device(self.device)  # or pinned memory would take a part of the first GPU for every rank
@@ -95,7 +97,7 @@ class Run:
             self._tracker = Tracker(self.directory) if self.ranks.is_first else Silent()
             stack.push(self._close)
             if not self._resumed:
-                self._write_config()
+                self._show_config()
             stack.enter_context(self.ranks.connected())  # before the summary is written, which names the error
             self._stack = stack.pop_all()
         return self
@@ -104,10 +106,11 @@ class Run:
         """Go on after so many steps and seconds: what TensorBoard has of later steps is not shown any more."""
         self.steps = self._first_step = steps
         self._seconds_before = seconds
+        self._tracker.purge(steps)
         if self.ranks.is_first:
             (self.directory / "summary.json").unlink(missing_ok=True)  # it says how the run ended, and it has not
-        self._tracker.purge(steps)
-        self._write_config()
+            self._write_config()
+        self._show_config()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -161,10 +164,10 @@ class Run:
         self._tracker.flush()
 
     def _write_config(self) -> None:
-        text = as_yaml(self.config)
-        if self.ranks.is_first:
-            write_whole(self.directory / "config.yaml", text.encode())
-        self._tracker.text("config", f"```yaml\n{text}```", self.steps)
+        write_whole(self.directory / "config.yaml", as_yaml(self.config).encode())
+
+    def _show_config(self) -> None:
+        self._tracker.text("config", f"```yaml\n{as_yaml(self.config)}```", self.steps)
         self._tracker.hyperparameters(hyperparameters(self.config), self._compared)
 
     def _remove_after_a_mistake(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -230,7 +233,7 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not ranks.is_alone:
-        name = _own_gpu(name)
+        name = _own_gpu(name, ranks)
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -242,13 +245,16 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     return device
 
 
-def _own_gpu(name: str) -> str:
+def _own_gpu(name: str, ranks: Ranks) -> str:
     """Return the name of this rank's GPU."""
     own, there = local_rank(), torch.cuda.device_count()
     if name != "cuda":
         raise UserError(f"device={name}: each of several ranks has a GPU of its own; use device=cuda")
     if own >= there:
-        raise UserError(f"device=cuda: this machine has {there} GPUs and more ranks; start {there}, or use device=cpu")
+        advice = f"start {there} ranks here, or use device=cpu" if there else "use device=cpu"
+        raise UserError(
+            f"device=cuda: this machine has {there} GPUs, and rank {ranks.rank} needs one of its own; {advice}"
+        )
     return f"cuda:{own}"
 
 

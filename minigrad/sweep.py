@@ -31,9 +31,9 @@ from typing import Any
 from minigrad import leaderboard, tables, workers
 from minigrad.errors import RunFailed, UserError
 from minigrad.files import locked, new_directory, write_whole
-from minigrad.interruption import Interrupted, Request, handling, raising
+from minigrad.interruption import Interrupted, Request, handling, is_again, raising
 
-_KILLED = "its process was killed, or one beside it, as the system does where memory runs out"
+_KILLED = "its process was killed, or one beside it, as the system does where memory runs out: try fewer jobs"
 _LONGEST = 100  # characters of a name; file systems take 255, and TensorBoard's page shows about as many
 _DOTS_PER_INCH = 150
 
@@ -192,7 +192,7 @@ class Sweep:
             except BrokenPipeError:
                 ended = replace(record, status="interrupted", reason="nobody reads the output any more")
                 self._end_mark.touch()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 ended = replace(record, status="failed", reason=f"{type(error).__name__}: {error}")
             except KeyboardInterrupt as interrupt:
                 ended = replace(record, status="interrupted", reason=str(interrupt))
@@ -248,6 +248,8 @@ class Sweep:
         request, remain = Request(), True
 
         def forward(number: int, frame: FrameType | None) -> None:
+            if is_again():
+                return
             running = [record.process for record in self._unfinished() if record.status == "running"]
             is_first, request.number = not request.made(), number
             if not (is_first and running):
@@ -265,7 +267,9 @@ class Sweep:
                             send()
                         remain = False
                     except BrokenExecutor:
-                        if not self._lose_running("failed", _KILLED) and not request.made():
+                        if request.made():
+                            break
+                        if not self._lose_running("failed", _KILLED):
                             raise
                         remain = any(map(self._is_to_run, self._names.values()))
             finally:

@@ -3,6 +3,7 @@
 The console script `minigrad-train` is the same program.
 """
 
+import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -41,6 +42,8 @@ def start(stem: str, values: dict[str, Any], given: set[str], compared: Mapping[
                 reached = experiment.run(config, run)
             except (RunFailed, KeyboardInterrupt):
                 print(f"stopped; {run.whereabouts}", flush=True)
+                if "resume" in values:
+                    print(f"go on with: minigrad-train resume={shlex.quote(str(run.directory))}", flush=True)
                 raise
         print(f"{reached}; {run.whereabouts}", flush=True)
 

@@ -21,8 +21,14 @@ RECIPE = [
     "checkpoint_every=10",
     "monitor=none",
 ]
-SRUN = '#!/bin/bash\necho $$ > step\nexec "$@"\n'  # on one node, a step is a process
-SCONTROL = '#!/bin/bash\nif [[ $1 == show ]]; then echo localhost; else echo "$@" > scontrol; fi\n'
+SRUN = '#!/bin/bash\n[[ $1 == --cpus-per-task=2 ]] && shift\necho $$ > step\nexec "$@"\n'
+SCONTROL = """#!/bin/bash
+case "$1 $2" in
+    "show hostnames") echo localhost ;;
+    "show job") cat state ;;
+    *) echo "$@" > scontrol ;;
+esac
+"""
 
 
 @pytest.fixture
@@ -33,6 +39,7 @@ def slurm(tmp_path, monkeypatch):
         Path("bin").mkdir(exist_ok=True)
         Path("bin", name).write_text(content)
         Path("bin", name).chmod(0o755)
+    Path("state").write_text("JobId=17 JobState=RUNNING")
     job = {"JOB_ID": "17", "NNODES": "1", "CPUS_PER_TASK": "2", "JOB_NODELIST": "localhost"}
     variables = {f"SLURM_{name}": value for name, value in job.items()}
     variables |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "MASTER_PORT": str(free_port())}
@@ -47,7 +54,9 @@ def slurm(tmp_path, monkeypatch):
 def test_a_preempted_job_is_requeued_and_goes_on_where_it_stopped(slurm):
     with ended(slurm("steps=100000")) as job:
         wait_for(lambda: Path("runs", "slurm_17", "checkpoints").exists())
-        for process in (int(Path("step").read_text()), job.pid):
+        torchrun = int(Path("step").read_text())
+        children = subprocess.run(["pgrep", "-P", str(torchrun)], capture_output=True, text=True, check=True).stdout
+        for process in (torchrun, *map(int, children.split()), job.pid):  # Slurm signals all processes of a step
             os.kill(process, signal.SIGTERM)
         assert job.wait(60) != 0
     assert Path("scontrol").read_text() == "requeue 17\n"
@@ -65,13 +74,14 @@ def test_a_preempted_job_is_requeued_and_goes_on_where_it_stopped(slurm):
         assert (two[name] - expected).norm() <= 1e-12 * expected.norm()
 
 
-def test_a_job_that_fails_is_not_requeued(slurm):
+def test_only_a_job_that_was_interrupted_is_requeued(slurm):
     Path("bin", "torchrun").write_text("#!/bin/bash\nexit 3\n")
     Path("bin", "torchrun").chmod(0o755)
     run = Path("runs", "slurm_17")
-    for status in ("failed", "interrupted"):
-        run.mkdir(parents=True, exist_ok=True)
+    run.mkdir(parents=True)
+    for status, state in (("failed", "RUNNING"), ("interrupted", "CANCELLED"), ("interrupted", "RUNNING")):
         (run / "summary.json").write_text(json.dumps({"status": status}, indent=2))
+        Path("state").write_text(f"JobId=17 JobState={state}")
         with ended(slurm()) as job:
             assert job.wait(60) == 3
-        assert Path("scontrol").exists() == (status == "interrupted")
+        assert Path("scontrol").exists() == ((status, state) == ("interrupted", "RUNNING"))

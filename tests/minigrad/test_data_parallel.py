@@ -143,7 +143,7 @@ def test_a_rank_that_is_killed_or_hangs_ends_the_other_within_the_timeout(fate, 
         _, words = first.communicate(timeout=60)
     assert time.monotonic() - start < 40
     assert first.returncode == 1
-    assert "another rank has ended, or has not answered for 10 seconds" in words
+    assert "another rank has ended, has not answered for 10 seconds, or does something else" in words
     assert summary("it")["status"] == "failed"
 
 

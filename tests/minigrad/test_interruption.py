@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from minigrad import interruption
 from minigrad.interruption import SIGNALS, Interrupted, raising, requested
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -45,10 +46,24 @@ def test_the_first_request_is_noted_and_honoured_when_asked(number):
     assert handlers() == before
 
 
-def test_after_the_first_request_nobody_listens_any_more():
-    with requested():
-        signal.raise_signal(signal.SIGTERM)
-        assert handlers() == [signal.SIG_DFL, signal.SIG_DFL]
+@EACH
+def test_a_signal_that_comes_again_at_once_is_the_same_request(number):
+    with requested() as request:
+        for _ in range(3):
+            signal.raise_signal(number)
+        assert request.number == number
+    finished = []
+
+    def end() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(number)
+            finished.append(True)
+
+    with pytest.raises(Interrupted), raising():
+        end()
+    assert finished
 
 
 @HANDLING
@@ -67,7 +82,7 @@ def test_what_was_there_before_comes_back(handling):
     assert handlers() == before
 
 
-def test_a_request_within_raising_gives_back_the_raising():
+def test_a_request_within_raising_gives_back_the_raising(monkeypatch):
     before = handlers()
     with raising():
         outer = handlers()
@@ -75,6 +90,7 @@ def test_a_request_within_raising_gives_back_the_raising():
             signal.raise_signal(signal.SIGINT)
         assert request.made()
         assert handlers() == outer
+        monkeypatch.setattr(interruption, "_AGAIN", 0)
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGINT)
     assert handlers() == before
@@ -106,8 +122,10 @@ def test_a_second_signal_ends_the_process_at_once(first, second):
 import sys, time
 sys.modules["minigrad"] = type(sys)("minigrad")  # the package's own file brings torch, which takes seconds to start
 sys.modules["minigrad"].__path__ = [sys.argv[1]]
+from minigrad import interruption
 from minigrad.interruption import requested
 
+interruption._AGAIN = 0
 try:
     with requested() as request:
         print("begun", flush=True)

