@@ -1,16 +1,20 @@
 """What a rank of a run may be asked, and what a process alone is."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from minigrad import ranks
+from minigrad import catalog, ranks
+from minigrad.data_parallel import DataParallel
 from minigrad.errors import UserError
 from minigrad.interruption import Interrupted, Request, SharedRequest
-from minigrad.ranks import ALONE, RankLost, joined
+from minigrad.objectives import Network
+from minigrad.objectives.data import wine
+from minigrad.ranks import ALONE, RankLost, Ranks, joined
 from minigrad.train import main
-from runs import last_checkpoint, run, summary
+from runs import last_checkpoint, resume, run, summary
 
 
 @pytest.fixture
@@ -134,3 +138,26 @@ def test_nothing_is_remembered_unless_torchrun_restarts(one_rank, monkeypatch):
     monkeypatch.delenv("RANK")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert ranks.remembered() is None
+
+
+def test_a_rank_with_other_data_than_the_first_is_refused(one_rank, monkeypatch, capsys):
+    experiment = catalog.load_experiment("training")
+    monkeypatch.setattr(experiment, "is_same", lambda described, model: False)
+    assert main(["objective=wine", "steps=5", "run_dir=here"]) == 2
+    assert "a rank has other data than the first; every machine has to read the same" in capsys.readouterr().err
+    assert not Path("here").exists()
+
+
+def test_a_batch_too_small_for_the_ranks_is_refused_before_anything_is_computed():
+    objective = Network(wine, "tanh", batch_size=1, seed=0, device="cpu", hidden=[4])
+    with pytest.raises(UserError, match="a batch has 1 samples, fewer than the 2 ranks; use a larger batch_size"):
+        DataParallel(objective, Ranks(rank=0, size=2), accumulate=1)
+
+
+def test_a_run_of_before_there_were_ranks_is_resumed():
+    run("here", "objective=wine", "steps=5")
+    config = Path("here", "config.yaml")
+    config.write_text(config.read_text().replace("rank_timeout: 600.0\n", ""))
+    assert "rank_timeout" not in config.read_text()
+    assert resume("here", "steps=8")["steps"] == 8
+    assert resume("here", "steps=9", "rank_timeout=5")["steps"] == 9

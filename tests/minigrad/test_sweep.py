@@ -227,6 +227,15 @@ def test_mistakes_alone_are_exit_code_2(capsys):
     assert "minigrad-train: 2 of the sweep's 2 runs failed:\n" in capsys.readouterr().err
 
 
+def test_code_that_ends_its_program_ends_its_run_alone():
+    def leave(directory: Path) -> None:
+        sys.exit(3)
+
+    failure = attempt(["seed=0"], ["seed=1"], begin=leave)
+    assert str(failure) == "2 of the sweep's 2 runs failed:\n  seed=0: SystemExit: 3\n  seed=1: SystemExit: 3"
+    assert set(statuses().values()) == {"failed"}
+
+
 def test_a_bug_keeps_its_traceback_and_ends_nothing_else(monkeypatch, capsys):
     def broken(*_: object) -> None:
         raise ZeroDivisionError("one in two")
