@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from minigrad.config import bind, check, check_at_least, check_one_of, check_pos
 from minigrad.data_parallel import DataParallel
 from minigrad.errors import RunFailed, UserError
 from minigrad.interruption import SharedRequest, requested
+from minigrad.leaderboard import JUDGED
 from minigrad.loading import saved_parameters
 from minigrad.models import describe, is_same
 from minigrad.objectives.function import Function
@@ -191,8 +193,10 @@ class Training:
         """Start from the objective's own parameters, from those of another run, or where this run was."""
         for note in self._objective.notes:
             print(note, flush=True)
-        described = self._ranks.of_first(lambda: describe(self._objective.model))
-        self._ranks.on_each(lambda: _check_data(is_same(described, self._objective.model)))
+        if not self._ranks.is_alone:
+            self._ranks.on_each(
+                partial(self._check_data, self._ranks.of_first(lambda: describe(self._objective.model)))
+            )
         resumes = self._config.resume is not None
         saved = self._ranks.of_first(lambda: self._checkpoints.newest(complain=print)) if resumes else None
         if saved is not None:
@@ -254,8 +258,7 @@ class Training:
 
     def shown(self) -> dict[str, float]:
         """Return what to show of the last step: how it was judged only if it was."""
-        judged = ("test/loss", "test/accuracy", "test/r2", "distance_to_minimum")
-        tags = ("train/loss", *(judged if self._judged_at == self.trainer.steps else ()))
+        tags = ("train/loss", *(JUDGED if self._judged_at == self.trainer.steps else ()))
         return {tag: self._run.metrics[tag] for tag in tags if tag in self._run.metrics}
 
     def reached(self) -> str:
@@ -263,6 +266,11 @@ class Training:
         values = ", ".join(f"{tag} {value:.4g}" for tag, value in self.shown().items() if tag != "train/loss")
         reason = f": {self._stopping.reason}" if self._stopping.reason else ""
         return f"{values} at step {self.trainer.steps}{reason}"
+
+    def _check_data(self, described: dict[str, Any]) -> None:
+        """Raise a UserError unless the data are those of the first rank, by which it has described the model."""
+        if not is_same(described, self._objective.model):
+            raise UserError("a rank has other data than the first; every machine has to read the same")
 
     def _draw_graph(self) -> None:
         """Record the graph of the loss of the first batch, computed for that alone; random numbers are put back."""
@@ -392,8 +400,3 @@ class Training:
             raise UserError(f"the run has made {steps} steps already, and {self.total} are asked for; give more steps")
         self._run.goes_on(steps, seconds)
         print(f"goes on at step {steps}", flush=True)
-
-
-def _check_data(are_the_same: bool) -> None:
-    if not are_the_same:
-        raise UserError("a rank has other data than the first; every machine has to read the same")

@@ -10,7 +10,6 @@ finds there what is missing, has failed or was interrupted.
 """
 
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -30,12 +29,12 @@ from typing import Any
 
 from minigrad import leaderboard, tables, workers
 from minigrad.errors import RunFailed, UserError
+from minigrad.figures import as_png
 from minigrad.files import locked, new_directory, write_whole
 from minigrad.interruption import Interrupted, Request, handling, is_again, raising
 
 _KILLED = "its process was killed, or one beside it, as the system does where memory runs out: try fewer jobs"
 _LONGEST = 100  # characters of a name; file systems take 255, and TensorBoard's page shows about as many
-_DOTS_PER_INCH = 150
 
 
 @dataclass(frozen=True)
@@ -234,9 +233,7 @@ class Sweep:
         write_whole(self.directory / "sweep.csv", leaderboard.as_csv(entries).encode())
         figure = leaderboard.draw(entries)
         if figure is not None:
-            image = io.BytesIO()
-            figure.savefig(image, format="png", dpi=_DOTS_PER_INCH)
-            write_whole(self.directory / "sweep.png", image.getvalue())
+            write_whole(self.directory / "sweep.png", as_png(figure))
         print(f"\n{tables.plain(*leaderboard.table(entries))}\n")
         best = leaderboard.best_first(entries)[0]
         if math.isfinite(best.loss):

@@ -4,7 +4,6 @@ Records are written with TensorBoard's own writer, but not through its thread: a
 about a third of the cost of one `SummaryWriter.add_scalar` each, and a full disk is an error where it happens.
 """
 
-import io
 import json
 import os
 import re
@@ -41,6 +40,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from minigrad.autodiff.drawing import Drawing
 from minigrad.autodiff.graph import Graph
 from minigrad.errors import RunFailed
+from minigrad.figures import DOTS_PER_INCH, as_png
 from minigrad.leaderboard import JUDGED
 from minigrad.monitoring.histogram import raw_histogram
 
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 Value = bool | float | str
 
-_DOTS_PER_INCH = 150
 _MIXING = ("experiment", "objective")  # runs that differ in one of these are judged by different metrics
 
 
@@ -86,12 +85,11 @@ class Tracker:
 
     def figure(self, tag: str, figure: "Figure", step: int = 0) -> Path:
         """Write a matplotlib figure under its tag and as `figures/<tag>.png`; return the file's path."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
-        width, height = (round(inches * _DOTS_PER_INCH) for inches in figure.get_size_inches())
-        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=buffer.getvalue())
+        content = as_png(figure)
+        width, height = (round(inches * DOTS_PER_INCH) for inches in figure.get_size_inches())
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
         self._summary(step, [Summary.Value(tag=tag, image=image)])
-        return self._write_file(f"{tag.replace('/', '_')}.png", buffer.getvalue())
+        return self._write_file(f"{tag.replace('/', '_')}.png", content)
 
     def histogram(self, tag: str, step: int, counts: Sequence[int], edges: Sequence[float]) -> None:
         """Write a histogram under its tag.
