@@ -15,11 +15,17 @@ gradient, and what the rule does to gradients it does to the decay too.
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from minigrad.options import Range, check_options
+import minigrad_kernels as kernels
+from minigrad.options import Range, check_options, options_of
+
+if TYPE_CHECKING:
+    from minigrad_kernels.fused_update import FusedUpdate
 
 Rule = Callable[..., None]
 State = dict[str, list[Tensor] | Tensor]
@@ -286,6 +292,38 @@ def check_rule(rule: Rule) -> None:
         UserError: an option is out of its range; the message names it, its value and what was expected.
     """
     check_options(rule, "rule", RANGES)
+
+
+def fused(
+    rule: Rule,
+    parameters: list[Tensor],
+    state: State,
+    *,
+    clip_norm: float | None,
+    stops: bool,
+    directions: list[Tensor] | None,
+) -> "FusedUpdate | None":
+    """Return a rule as one kernel for these parameters; None for another than RULES, and where Triton does not run.
+
+    Args:
+        rule: a rule, or a functools.partial of one that binds its options.
+        parameters: on one device.
+        state: the rule's.
+        clip_norm: as of `minigrad_kernels.FusedUpdate`, like the other two.
+        stops: likewise.
+        directions: likewise.
+    """
+    function = rule.func if isinstance(rule, partial) and not rule.args else rule
+    name = next((name for name, known in RULES.items() if known is function), None)
+    devices = {parameter.device for parameter in parameters}
+    if name is None or len(devices) > 1 or kernels.path_for(parameters[0].device) != "triton":
+        return None
+    if not all(parameter.dtype in kernels.DTYPES for parameter in parameters):
+        return None
+    options = options_of(rule)
+    return kernels.new_fused_update(
+        name, options, parameters, state, clip_norm=clip_norm, stops=stops, directions=directions
+    )
 
 
 def new_state(rule: Rule, parameters: list[Tensor]) -> State:

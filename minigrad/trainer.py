@@ -23,18 +23,40 @@ from minigrad.guard import guard_of
 from minigrad.monitoring.monitor import GradientMonitor
 from minigrad.objectives.objective import Trainable
 from minigrad.record import NonFiniteError, Record
-from minigrad.rules import Rule, check_rule, new_state
+from minigrad.rules import Rule, check_rule, fused, new_state
 from minigrad.tensors import flatten, on_host, overwrite, total_norm
 
 
 class Report(NamedTuple):
-    """What one step reports, on the device; the attributes are those of `Record`, for one step."""
+    """What one step reports, on the device.
 
-    loss: Tensor
-    gradient_norm: Tensor
-    gradient_norms: list[Tensor]
-    applied: Tensor
+    Attributes:
+        numbers: the four properties in their order, () each or together (3 + parameters,).
+        learning_rate: on the host.
+    """
+
+    numbers: list[Tensor] | Tensor
     learning_rate: float
+
+    @property
+    def loss(self) -> Tensor:
+        """The mean loss of the step's batches, ()."""
+        return self.numbers[0]
+
+    @property
+    def gradient_norm(self) -> Tensor:
+        """The norm of the gradient of all parameters, before it was clipped, ()."""
+        return self.numbers[1]
+
+    @property
+    def applied(self) -> Tensor:
+        """Whether parameters and state have changed, () bool, or 0 or 1."""
+        return self.numbers[2]
+
+    @property
+    def gradient_norms(self) -> list[Tensor]:
+        """The norm of the gradient of each parameter, () each."""
+        return list(self.numbers[3:])
 
 
 class Trainer:
@@ -82,6 +104,11 @@ class Trainer:
         self._tensors = list(self.parameters.values())
         self.state = new_state(rule, self._tensors)
         self._guard = guard_of([*self._tensors, *flatten(self.state)], stops=on_nonfinite == "stop")
+        directions = None if monitor is None else monitor.directions_of(self._tensors)
+        self._fused = fused(
+            rule, self._tensors, self.state, clip_norm=clip_norm, stops=on_nonfinite == "stop", directions=directions
+        )
+        self._rate = math.nan, torch.empty(0)  # the last learning rate, and the same on the device
         self._rate_at = learning_rate if callable(learning_rate) else lambda step: learning_rate
         self._accumulate = accumulate
         self._clip_norm = clip_norm
@@ -102,16 +129,16 @@ class Trainer:
         loss, gradients = self._backward()
         learning_rate = self._rate_at(self.steps)
         with torch.no_grad():
-            gradient_norms = list(torch._foreach_norm(gradients))
-            gradient_norm = total_norm(gradient_norms)
-            if self._clip_norm is not None:
-                torch._foreach_mul_(gradients, (self._clip_norm / gradient_norm).clamp(max=1))
-            update = partial(self.rule, self._tensors, gradients, learning_rate, **self.state)
-            applied = self._guard.apply(update, loss, gradient_norm)
+            numbers: list[Tensor] | Tensor
+            measured = None
+            if self._fused is None:
+                numbers = self._descend(loss, gradients, learning_rate)
+            else:  # the same as one kernel
+                numbers, measured = self._fused.apply(gradients, self._on_device(learning_rate), loss)
         if self._monitor is not None:
-            self._monitor.step()
+            self._monitor.step(measured)
         self.steps += 1
-        return Report(loss, gradient_norm, gradient_norms, applied, learning_rate)
+        return Report(numbers, learning_rate)
 
     def _backward(self) -> tuple[Tensor, list[Tensor]]:
         """Return the mean loss of the step's batches and its gradient, one tensor for each parameter."""
@@ -130,6 +157,23 @@ class Trainer:
                 raise UserError(f"the loss does not depend on {name}: leave it out of the objective's parameters()")
             gradients.append(tensor.grad)
         return losses[0] if self._accumulate == 1 else torch.stack(losses).mean(), gradients
+
+    def _on_device(self, learning_rate: float) -> Tensor:
+        """Return a learning rate as a number on the device, () float64."""
+        if learning_rate != self._rate[0]:
+            device = self._tensors[0].device
+            self._rate = learning_rate, torch.full((), learning_rate, dtype=torch.float64, device=device)
+        return self._rate[1]
+
+    def _descend(self, loss: Tensor, gradients: list[Tensor], learning_rate: float) -> list[Tensor]:
+        """Update parameters and state, if loss and gradient are finite; return what the step reports."""
+        gradient_norms = list(torch._foreach_norm(gradients))
+        gradient_norm = total_norm(gradient_norms)
+        if self._clip_norm is not None:
+            gradients = list(torch._foreach_mul(gradients, (self._clip_norm / gradient_norm).clamp(max=1)))
+        update = partial(self.rule, self._tensors, gradients, learning_rate, **self.state)
+        applied = self._guard.apply(update, loss, gradient_norm)
+        return [loss, gradient_norm, applied, *gradient_norms]
 
     @property
     def next_batch(self) -> int:
@@ -171,15 +215,17 @@ class Trainer:
         if self._stops and not record.applied.all():
             bad = int(record.applied.long().argmin())
             self.steps = first_step + bad
-            self._guard.release()
+            self._release()
             advice = f"a smaller learning_rate than {record.learning_rate[bad]:g} may help"
             raise NonFiniteError(f"{record.complaint(bad)}; {advice}", record.until(bad))
         return record
 
     def _copy(self, first_step: int, reports: list[Report]) -> Record:
         """Return the reports on the host, by one copy from the device."""
-        rows = [(report.loss, report.gradient_norm, report.applied, *report.gradient_norms) for report in reports]
-        table = on_host([number for row in rows for number in row]).view(len(reports), -1)
+        if self._fused is None:
+            table = on_host([number for report in reports for number in report.numbers]).view(len(reports), -1)
+        else:
+            table = torch.stack([torch.as_tensor(report.numbers) for report in reports]).cpu()
         return Record(
             first_step=first_step,
             names=tuple(self.parameters),
@@ -209,7 +255,13 @@ class Trainer:
         overwrite(self.parameters, saved["parameters"], "parameters")
         overwrite(self.state, saved["rule"], "state of the rule")
         self.steps = saved["steps"]
+        self._release()
+
+    def _release(self) -> None:
+        """Let updates through again after one that was held back."""
         self._guard.release()
+        if self._fused is not None:
+            self._fused.release()
 
 
 def _check(

@@ -104,6 +104,7 @@ PUBLIC = {
         "derivative",
         "double_backward",
         "make_differentiable",
+        "new_fused_update",
         "new_tally",
         "norm",
         "path_for",

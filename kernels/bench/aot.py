@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from minigrad_kernels import MAX_ORDER, bias, elementwise, statistics
+from minigrad_kernels import MAX_ORDER, bias, elementwise, statistics, update, update_rules
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -30,6 +31,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+DTYPES = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp64": tl.float64}
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 BIASED_COLUMNS = 1 << 10  # any width from which a tile is as wide as it gets
 
@@ -49,6 +51,7 @@ class Specialization:
         bytes_stored: likewise.
         misaligned: pointers to compile without the knowledge of alignment.
         numbers: float32 arguments.
+        fuses: whether the compiler may contract a product and a sum.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Specialization:
     bytes_stored: int
     misaligned: frozenset[str] = field(default=frozenset())
     numbers: frozenset[str] = field(default=frozenset())
+    fuses: bool = True
 
     @property
     def is_watched(self) -> bool:
@@ -132,6 +136,7 @@ def specializations(orders: Iterable[int] = range(MAX_ORDER + 1)) -> Iterator[Sp
             yield from _with_bias(dtype, itemsize, activation)
         yield _column_sum(dtype)
     yield from _second_stage()
+    yield from _updates()
 
 
 def wide_accesses(target: GPUTarget, n_bytes: int) -> int:
@@ -254,6 +259,67 @@ def _second_stage() -> Iterator[Specialization]:
         )
 
 
+def _updates() -> Iterator[Specialization]:
+    tables = {"table_ptr": "i64", "tiles_ptr": "i32"}
+    sums = {"single_rows_ptr": "fp32", "double_rows_ptr": "fp64", "table_ptr": "i64"}
+    for dtype, itemsize in ITEMSIZE.items():
+        wide = "fp64" if dtype == "fp64" else "fp32"
+        tile_bytes = update.BLOCK[itemsize] * itemsize
+        of_dtype = {"DTYPE": DTYPES[dtype], "BLOCK": update.BLOCK[itemsize]}
+        yield Specialization(
+            name="squares of gradients",
+            kernel=update._squares_kernel,
+            dtype=dtype,
+            pointers={"rows_ptr": wide} | tables,
+            constants=of_dtype,
+            sizes={},
+            bytes_loaded=tile_bytes,
+            bytes_stored=0,
+        )
+        for rule, n_states in update_rules.STATES.items():
+            for measured in ({}, {"rows_ptr": wide, "norms_ptr": "fp32"}):
+                yield Specialization(
+                    name=f"update by {rule}" + (", measured" if measured else ""),
+                    kernel=update._update_kernel,
+                    dtype=dtype,
+                    pointers=tables | {"coefficients_ptr": wide, "applied_ptr": "i32"} | measured,
+                    constants={"RULE": rule, "CLIPS": True, "DECAYS": True, "N_STATES": n_states}
+                    | {"WORDS": 1 if itemsize == 2 else 2}
+                    | of_dtype,
+                    sizes={},
+                    bytes_loaded=tile_bytes * (2 + n_states),
+                    bytes_stored=tile_bytes * (1 + n_states),
+                    fuses=False,
+                )
+    for rule in update_rules.STATES:
+        counts = {"updates_ptr": "fp64"} if rule in update_rules.COUNTING else {}
+        yield Specialization(
+            name=f"preparation of {rule}",
+            kernel=update._prepare_kernel,
+            dtype="fp64",
+            pointers=dict.fromkeys(("report_ptr", "double_ptr", "learning_rate_ptr"), "fp64")
+            | dict.fromkeys(("norms_ptr", "single_ptr", "loss_ptr"), "fp32")
+            | dict.fromkeys(("applied_ptr", "sound_ptr"), "i32")
+            | sums
+            | counts,
+            constants={"RULE": rule, "CLIPS": True, "STOPS": True, "ROWS": update.ROWS},
+            sizes={"n_single_rows": False, "n_double_rows": False},
+            bytes_loaded=0,
+            bytes_stored=0,
+            fuses=False,
+        )
+    yield Specialization(
+        name="measurement of an update",
+        kernel=update._measure_kernel,
+        dtype="fp64",
+        pointers={"measured_ptr": "fp64", "report_ptr": "fp64"} | sums,
+        constants={"ROWS": update.ROWS},
+        sizes={"n_tensors": False},
+        bytes_loaded=0,
+        bytes_stored=0,
+    )
+
+
 def compile_for(target: GPUTarget, specialization: Specialization) -> Compiled:
     """Compile one specialization. Raises what Triton raises where it cannot."""
     s = specialization
@@ -265,7 +331,8 @@ def compile_for(target: GPUTarget, specialization: Specialization) -> Compiled:
     aligned = {name for name in s.pointers if name not in s.misaligned} | {n for n, even in s.sizes.items() if even}
     attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in aligned}
     source = ASTSource(fn=s.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    binary = triton.compile(source, target=target, options={"num_warps": elementwise.NUM_WARPS})
+    options = {"num_warps": elementwise.NUM_WARPS, "enable_fp_fusion": s.fuses}
+    binary = triton.compile(source, target=target, options=options)
     if target.backend == "cuda":
         registers, local_bytes = _resources(binary.asm["cubin"])
         return Compiled(binary.asm["ttir"], binary.asm["ptx"], registers, local_bytes)

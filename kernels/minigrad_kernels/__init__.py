@@ -12,6 +12,7 @@ from minigrad_kernels.operators import (
     derivative,
     double_backward,
     make_differentiable,
+    new_fused_update,
     new_tally,
     path_for,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "derivative",
     "double_backward",
     "make_differentiable",
+    "new_fused_update",
     "new_tally",
     "norm",
     "path_for",

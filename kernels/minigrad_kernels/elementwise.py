@@ -277,7 +277,7 @@ def as_laid_out(operand: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """
     if operand.shape != like.shape:
         raise ValueError(f"an operand is {tuple(operand.shape)} and its partner {tuple(like.shape)}: pass equal shapes")
-    if operand.stride() == like.stride() and _is_in_memory(operand):
+    if operand.stride() == like.stride() and is_in_memory(operand):
         return operand
     return torch.empty_like(like, dtype=operand.dtype).copy_(operand)
 
@@ -292,14 +292,14 @@ def tiles(x: torch.Tensor) -> int:
     return int(triton.cdiv(x.numel(), block_size(x.element_size())))
 
 
-def _is_in_memory(operand: torch.Tensor) -> bool:
+def is_in_memory(operand: torch.Tensor) -> bool:
     """Return whether memory holds the values: no negation is pending, and autograd's zeros have been written."""
     return not operand.is_neg() and not operand._is_zerotensor()
 
 
 def _operand(operand: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """Return a gradient as the kernel reads it, and whether it is one element expanded, as `.sum()` sends it."""
-    expanded = operand.shape == like.shape and not any(operand.stride()) and _is_in_memory(operand)
+    expanded = operand.shape == like.shape and not any(operand.stride()) and is_in_memory(operand)
     return (operand, True) if expanded else (as_laid_out(operand, like), False)
 
 

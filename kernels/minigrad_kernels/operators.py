@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -21,6 +21,9 @@ from torch.autograd import forward_ad
 from minigrad_kernels import plain
 from minigrad_kernels.plain_statistics import Tally
 from minigrad_kernels.polynomials import MAX_ORDER
+
+if TYPE_CHECKING:
+    from minigrad_kernels.fused_update import FusedUpdate
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -53,6 +56,11 @@ def path_for(device: torch.device | str) -> str:
 def new_tally(device: torch.device | str) -> Tally:
     """Return what computes watched layers on `device`, on the path that runs there, and gathers their statistics."""
     return _triton_path().Tally() if path_for(device) == "triton" else Tally()
+
+
+def new_fused_update(*arguments: Any, **options: Any) -> FusedUpdate:
+    """Return a `FusedUpdate`, whose arguments these are; for parameters on a device whose path is Triton's."""
+    return _triton_path().FusedUpdate(*arguments, **options)  # type: ignore[no-any-return]
 
 
 @functools.cache

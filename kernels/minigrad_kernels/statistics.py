@@ -38,7 +38,7 @@ def write_forward(statistics_ptr, row, y, valid):
     deviation = tl.where(valid, y - pivot, 0.0)
     deviation = tl.where(tl.abs(pivot) < float("inf"), deviation, 0.0)  # where the mean is infinite, it says all
     largest = tl.max(tl.abs(deviation))
-    deviation = deviation * _scale(largest)
+    deviation = deviation * scale_of(largest)
     row_ptr = statistics_ptr + row.to(tl.int64) * _COLUMNS
     tl.store(row_ptr, pivot)
     tl.store(row_ptr + 1, largest)
@@ -59,8 +59,8 @@ def write_backward(
     """
     tl.static_assert(value.numel < _MOST_COUNTED)
     row_ptr = statistics_ptr + row.to(tl.int64) * _COLUMNS
-    _write_squares(row_ptr, g)
-    _write_squares(row_ptr + 2, dx)
+    write_squares(row_ptr, g)
+    write_squares(row_ptr + 2, dx)
     zero = valid & (dx == 0.0)
     infinite = ~(tl.abs(dx) < float("inf"))
     if ACTIVATION == "relu":
@@ -79,15 +79,16 @@ def write_backward(
 
 
 @triton.jit
-def _write_squares(ptr, value):
+def write_squares(ptr, value):
+    """Write the sum of squares of a tile, scaled, and its largest magnitude, by which it was."""
     largest = tl.max(tl.abs(value))
-    scaled = value * _scale(largest)
+    scaled = value * scale_of(largest)
     tl.store(ptr, tl.sum(scaled * scaled))
     tl.store(ptr + 1, largest)
 
 
 @triton.jit
-def _scale(largest):
+def scale_of(largest):
     """Return the power of two that brings `largest` to [1, 2), or as near as a float32 can; 1 in float64."""
     if largest.dtype == tl.float64:
         return 1.0
@@ -119,17 +120,17 @@ def _add_up_forward(out_ptr, row_ptr, n_rows, n_elements, ROWS: tl.constexpr):
     total = tl.zeros([ROWS], dtype=tl.float64)
     for start in range(0, n_rows, ROWS):
         rows = start + tl.arange(0, ROWS)  # [ROWS]
-        deviations = _column(row_ptr, rows, 2, n_rows) / _scales(row_ptr, rows, 1, n_rows)
-        total += _column(row_ptr, rows, 4, n_rows) * _column(row_ptr, rows, 0, n_rows) + deviations
+        deviations = column_of(row_ptr, rows, 2, n_rows) / scales(row_ptr, rows, 1, n_rows)
+        total += column_of(row_ptr, rows, 4, n_rows) * column_of(row_ptr, rows, 0, n_rows) + deviations
     mean = tl.sum(total) / n_elements
     squares = tl.zeros([ROWS], dtype=tl.float64)
     for start in range(0, n_rows, ROWS):
         rows = start + tl.arange(0, ROWS)  # [ROWS]
-        scale = _scales(row_ptr, rows, 1, n_rows)
-        deviations = _column(row_ptr, rows, 2, n_rows) / scale
-        offset = _column(row_ptr, rows, 0, n_rows) - mean
-        squares += _column(row_ptr, rows, 3, n_rows) / scale / scale
-        squares += offset * (2.0 * deviations + _column(row_ptr, rows, 4, n_rows) * offset)
+        scale = scales(row_ptr, rows, 1, n_rows)
+        deviations = column_of(row_ptr, rows, 2, n_rows) / scale
+        offset = column_of(row_ptr, rows, 0, n_rows) - mean
+        squares += column_of(row_ptr, rows, 3, n_rows) / scale / scale
+        squares += offset * (2.0 * deviations + column_of(row_ptr, rows, 4, n_rows) * offset)
     tl.store(out_ptr + 1, mean)
     tl.store(out_ptr + 2, tl.sum(squares))
     for column in tl.static_range(3, _COLUMNS):
@@ -143,11 +144,11 @@ def _add_up_backward(out_ptr, row_ptr, n_rows, ROWS: tl.constexpr):
     largest = tl.zeros([ROWS], dtype=tl.float64)
     for start in range(0, n_rows, ROWS):
         rows = start + tl.arange(0, ROWS)  # [ROWS]
-        scale = _scales(row_ptr, rows, 1, n_rows)
-        upstream_squares += _column(row_ptr, rows, 0, n_rows) / scale / scale
-        scale = _scales(row_ptr, rows, 3, n_rows)
-        squares += _column(row_ptr, rows, 2, n_rows) / scale / scale
-        largest = tl.maximum(largest, _column(row_ptr, rows, 3, n_rows))
+        scale = scales(row_ptr, rows, 1, n_rows)
+        upstream_squares += column_of(row_ptr, rows, 0, n_rows) / scale / scale
+        scale = scales(row_ptr, rows, 3, n_rows)
+        squares += column_of(row_ptr, rows, 2, n_rows) / scale / scale
+        largest = tl.maximum(largest, column_of(row_ptr, rows, 3, n_rows))
     total = tl.sum(squares)
     tl.store(out_ptr + 1, tl.sum(upstream_squares))
     tl.store(out_ptr + 2, total)
@@ -155,21 +156,21 @@ def _add_up_backward(out_ptr, row_ptr, n_rows, ROWS: tl.constexpr):
     for column in tl.static_range(4, _COLUMNS):
         counted = tl.zeros([ROWS], dtype=tl.float64)
         for start in range(0, n_rows, ROWS):
-            counted += _column(row_ptr, start + tl.arange(0, ROWS), column, n_rows)
+            counted += column_of(row_ptr, start + tl.arange(0, ROWS), column, n_rows)
         tl.store(out_ptr + column, tl.sum(counted))
 
 
 @triton.jit
-def _column(row_ptr, rows, COLUMN: tl.constexpr, n_rows):
+def column_of(row_ptr, rows, COLUMN: tl.constexpr, n_rows):
     """Return a column of some rows, numbered in 64 bits, in float64; 0 where there is no row."""
     return tl.load(row_ptr + (rows * _COLUMNS + COLUMN), mask=rows < n_rows, other=0.0).to(tl.float64)
 
 
 @triton.jit
-def _scales(row_ptr, rows, COLUMN: tl.constexpr, n_rows):
+def scales(row_ptr, rows, COLUMN: tl.constexpr, n_rows):
     """Return by what some rows were scaled, in float64, from the column with their largest magnitudes."""
     largest = tl.load(row_ptr + (rows * _COLUMNS + COLUMN), mask=rows < n_rows, other=1.0)
-    return _scale(largest) + tl.zeros_like(largest).to(tl.float64)
+    return scale_of(largest) + tl.zeros_like(largest).to(tl.float64)
 
 
 def second_stage(partials: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:

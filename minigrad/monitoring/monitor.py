@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -169,17 +169,20 @@ class GradientMonitor:
         finally:
             self._layers.is_paused = before
 
-    def step(self) -> None:
+    def step(self, measured: Tensor | None = None) -> None:
         """End a step: to be called after the update, while the gradients are still there.
 
         A warning says if there are none, or if no pass through a layer was seen.
+
+        Args:
+            measured: what the update has measured of the parameters, if it has been given their `directions_of`.
 
         Raises:
             RuntimeError: the monitor is not attached.
         """
         if not self.is_attached:
             raise RuntimeError("the monitor is not attached: call attach(), or use it as a context")
-        step = Step(self._layers.take(), *self._updates.measure())
+        step = Step(self._layers.take(), *self._updates.measure(measured))
         if step.taken and self._parameters and not step.here:
             warnings.warn("no parameter has a gradient: call step() before optimizer.zero_grad()", stacklevel=2)
         self._has_seen = self._has_seen or bool(step.taken)
@@ -191,6 +194,16 @@ class GradientMonitor:
             )
         self._is_stepped = True
         self._end_step(step)
+
+    def directions_of(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return the directions of the last gradients, for an update that measures in its own pass what it does.
+
+        Args:
+            parameters: those that it changes.
+
+        Returns: for each its last gradient, of length 1, flat, to be kept up to date; None if others are watched.
+        """
+        return self._updates.directions_of(parameters)
 
     def read(self) -> Readings:
         """Return what was measured in the steps since the last reading, by one copy from the device.

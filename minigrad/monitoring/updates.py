@@ -39,16 +39,29 @@ class Updates:
             direction.to(before) for direction, before in zip(self._directions, self._before, strict=True)
         ]
 
+    def directions_of(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return the directions of the last gradients, for an update that measures these parameters in its own pass."""
+        if [id(parameter) for parameter in parameters] != [id(parameter) for parameter in self._parameters]:
+            return None
+        self._directions = [d.to(p.device) for d, p in zip(self._directions, self._parameters, strict=True)]
+        return self._directions
+
     @torch.no_grad()
-    def measure(self) -> tuple[list[int], Tensor | None]:
+    def measure(self, measured: Tensor | None = None) -> tuple[list[int], Tensor | None]:
         """Return what the last update did, without waiting for the device.
 
         To be called once after each update, while the gradients are there. The parameter's norm is that before the
         update; the cosine is that of the angle between this gradient and the one of the last step that was measured.
 
+        Args:
+            measured: (len(MEASURED), parameters) if the update has measured it itself.
+
         Returns: the places of the parameters that have a gradient, and (len(MEASURED) * so many,) numbers, one
             statistic of all of them after the other; None if none has.
         """
+        if measured is not None:
+            self._before = []  # it needs no copies
+            return list(range(len(self._parameters))), measured.view(-1)
         gradients = {i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None}
         for i, direction in enumerate(self._directions):
             if i not in gradients:
@@ -64,8 +77,8 @@ class Updates:
             for gradient, direction in zip(gradients.values(), directions, strict=True)
         ]
         if before[0].device.type == "cpu":
-            measured = [_measure(*each) for each in zip(parameters, flat, before, directions, strict=True)]
-            return here, torch.tensor(measured, dtype=torch.float64).T.reshape(-1)
+            rows = [_measure(*each) for each in zip(parameters, flat, before, directions, strict=True)]
+            return here, torch.tensor(rows, dtype=torch.float64).T.reshape(-1)
         gradient_norms, parameter_norms = _norms(flat), _norms(before)
         cosines = [torch.dot(*pair) / norm for *pair, norm in zip(flat, directions, gradient_norms, strict=True)]
         for gradient, length, direction in zip(flat, gradient_norms, directions, strict=True):
