@@ -31,7 +31,7 @@ from minigrad.schedules import SCHEDULES, check_schedule, warm_up
 from minigrad.stopping import Stopping
 from minigrad.surveys import Surveys
 from minigrad.tensors import overwrite
-from minigrad.trainer import Trainer
+from minigrad.trainer import EXECUTIONS, Trainer
 from minigrad.watching import MONITORS, Watching, check_monitor
 
 _WEEK = 7 * 24 * 3600.0
@@ -45,6 +45,7 @@ class Config(Recipe):
     schedule: dict[str, Any]
     warmup_steps: int
     on_nonfinite: str
+    execution: str
     patience: int | None
     target_loss: float | None
     log_every: int
@@ -68,6 +69,7 @@ class Config(Recipe):
         check_schedule(bind(SCHEDULES, self.schedule, "schedule"))
         check_monitor(bind(MONITORS, self.monitor, "monitor"))
         check_one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        check_one_of("execution", self.execution, EXECUTIONS)
         check_one_of("on_verdict", self.on_verdict, ("warn", "stop"))
         if self.on_verdict == "stop" and self.monitor["name"] == "none":
             raise UserError("on_verdict=stop, but monitor=none gives no verdicts; leave out one of the two")
@@ -105,6 +107,8 @@ class Config(Recipe):
         """Return the objective as each of several ranks trains it; None for one that is alone."""
         if ranks.is_alone:
             return None
+        if self.execution != "eager":
+            raise UserError(f"execution={self.execution}: a step of several ranks is made eagerly; leave it out")
         if not isinstance(objective, Divisible):
             raise UserError(f"objective={self.label} has no batches to divide among ranks; start it without torchrun")
         return DataParallel(objective, ranks, self.accumulate)
@@ -176,6 +180,7 @@ class Training:
             self._objective if self._shared is None else self._shared,
             config.learning_rate_at(self.total),
             config.on_nonfinite,
+            config.execution,
             None if self._watching is None else self._watching.monitor,
         )
         self._surveys = config.new_surveys(self.trainer, run, self._aside)

@@ -123,6 +123,7 @@ class Recipe(ObjectiveConfig):
         objective: Trainable,
         learning_rate: Callable[[int], float],
         on_nonfinite: str,
+        execution: str = "eager",
         monitor: GradientMonitor | None = None,
     ) -> Trainer:
         """Return a trainer of an objective."""
@@ -134,6 +135,7 @@ class Recipe(ObjectiveConfig):
             clip_norm=self.clip_norm,
             autocast=torch.bfloat16 if self.precision == "bfloat16" else None,
             on_nonfinite=on_nonfinite,
+            execution=execution,
             monitor=monitor,
         )
 

@@ -10,7 +10,7 @@ from minigrad import catalog
 from minigrad.config import show
 from minigrad.errors import UserError
 
-ANEW = ("steps", "epochs", "device", "log_every", "on_verdict", "rank_timeout")
+ANEW = ("steps", "epochs", "device", "execution", "log_every", "on_verdict", "rank_timeout")
 
 
 def settled(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ where `objective` is anything with the three methods of `minigrad.objectives.Tra
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,13 +18,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minigrad.captured import CAPACITY, CapturedStep, Graph
 from minigrad.errors import UserError
 from minigrad.guard import guard_of
 from minigrad.monitoring.monitor import GradientMonitor
-from minigrad.objectives.objective import Trainable
+from minigrad.objectives.objective import Resident, Trainable
 from minigrad.record import NonFiniteError, Record
 from minigrad.rules import Rule, check_rule, fused, new_state
 from minigrad.tensors import flatten, on_host, overwrite, total_norm
+
+EXECUTIONS = ("eager", "graph", "compile")
+_WARM_UP = 5  # steps made one by one before one is captured: kernels are compiled, libraries set themselves up
 
 
 class Report(NamedTuple):
@@ -72,6 +76,8 @@ class Trainer:
         clip_norm: a gradient longer than this, all parameters taken together, is scaled down to it; None: never.
         autocast: dtype in which matrix products are computed (`torch.autocast`); None: that of the parameters.
         on_nonfinite: "stop" raises at the first step that is not finite, "skip" goes on after it.
+        execution: "eager"; "compile" compiles the loss with torch.compile; "graph" captures the step as a CUDA graph
+            which `advance` replays, for objectives that are `Resident` and the rules of `minigrad.rules`.
         monitor: told when a step has ended, so that what it sees is told apart by steps; attached by whoever made it.
 
     Attributes:
@@ -93,13 +99,14 @@ class Trainer:
         clip_norm: float | None = None,
         autocast: torch.dtype | None = None,
         on_nonfinite: str = "stop",
+        execution: str = "eager",
         monitor: GradientMonitor | None = None,
     ) -> None:
         self.objective = objective
         self.rule = rule
         self.steps = 0
         self.parameters = objective.parameters()
-        _check(self.parameters, learning_rate, accumulate, clip_norm, on_nonfinite)
+        _check(self.parameters, learning_rate, accumulate, clip_norm, on_nonfinite, execution)
         check_rule(rule)
         self._tensors = list(self.parameters.values())
         self.state = new_state(rule, self._tensors)
@@ -114,6 +121,9 @@ class Trainer:
         self._clip_norm = clip_norm
         self._stops = on_nonfinite == "stop"
         self._monitor = monitor
+        self._loss = torch.compile(objective.loss) if execution == "compile" else objective.loss
+        self._captured = self._new_captured() if execution == "graph" else None
+        self._warm_up = _WARM_UP
         self._precision: Callable[[], AbstractContextManager[Any]] = (
             nullcontext if autocast is None else partial(torch.autocast, self._tensors[0].device.type, autocast)
         )
@@ -126,7 +136,8 @@ class Trainer:
         """
         if self._monitor is not None and not self._monitor.is_attached:
             raise RuntimeError("the monitor is not attached: call its attach(), or use it as a context")
-        loss, gradients = self._backward()
+        first = self.next_batch
+        loss, gradients = self._backward(self.objective.batch(first + i) for i in range(self._accumulate))
         learning_rate = self._rate_at(self.steps)
         with torch.no_grad():
             numbers: list[Tensor] | Tensor
@@ -140,13 +151,13 @@ class Trainer:
         self.steps += 1
         return Report(numbers, learning_rate)
 
-    def _backward(self) -> tuple[Tensor, list[Tensor]]:
+    def _backward(self, batches: Iterable[Any]) -> tuple[Tensor, list[Tensor]]:
         """Return the mean loss of the step's batches and its gradient, one tensor for each parameter."""
         for tensor in self._tensors:
             tensor.grad = None
         losses = []
-        for i in range(self._accumulate):
-            loss = self.loss(self.next_batch + i)
+        for batch in batches:
+            loss = self._checked_loss(self._loss, batch)
             part = loss if self._accumulate == 1 else loss / self._accumulate
             if part.requires_grad:  # what it depends on, if on anything, is found below
                 part.backward()  # adds to what is there
@@ -182,9 +193,11 @@ class Trainer:
 
     def loss(self, index: int) -> Tensor:
         """Return the loss of the batch of that index, (), with the graph that its backward pass goes through."""
-        batch = self.objective.batch(index)
+        return self._checked_loss(self.objective.loss, self.objective.batch(index))
+
+    def _checked_loss(self, function: Callable[[Any], Tensor], batch: Any) -> Tensor:
         with self._precision():
-            loss = self.objective.loss(batch)
+            loss = function(batch)
         if loss.shape != ():
             raise UserError(f"the loss is {tuple(loss.shape)}: expected one number, ()")
         return loss
@@ -207,11 +220,17 @@ class Trainer:
             raise ValueError(f"`steps` is {steps}: pass at least 1")
         first_step = self.steps
         reports: list[Report] = []
-        while len(reports) < steps:
-            reports.append(self.step())
-            if stop():
-                break
-        record = self._copy(first_step, reports)
+        with nullcontext() if self._captured is None else self._captured.stream():
+            is_over = False
+            while len(reports) < steps and not is_over:
+                if self._captured is None or self._warm_up > 0:
+                    self._warm_up -= 1
+                    reports.append(self.step())
+                    is_over = stop()
+                else:
+                    made, is_over = self._replay(self._captured, steps - len(reports), stop)
+                    reports += made
+            record = self._copy(first_step, reports)
         if self._stops and not record.applied.all():
             bad = int(record.applied.long().argmin())
             self.steps = first_step + bad
@@ -219,6 +238,33 @@ class Trainer:
             advice = f"a smaller learning_rate than {record.learning_rate[bad]:g} may help"
             raise NonFiniteError(f"{record.complaint(bad)}; {advice}", record.until(bad))
         return record
+
+    def _replay(self, captured: CapturedStep, steps: int, stop: Callable[[], bool]) -> tuple[list[Report], bool]:
+        """Make up to `steps` steps by replaying them; return their reports, and whether `stop` has said true."""
+        rates = [self._rate_at(self.steps + i) for i in range(min(steps, CAPACITY))]
+        is_over = False
+
+        def after_step() -> bool:
+            nonlocal is_over
+            self.steps += 1
+            is_over = stop()
+            return is_over
+
+        rows = captured.advance(self.next_batch, rates, after_step)
+        return [Report(row, rate) for row, rate in zip(rows, rates[: len(rows)], strict=True)], is_over
+
+    def _new_captured(self) -> CapturedStep:
+        graph = Graph(self._tensors[0].device)
+        if not isinstance(self.objective, Resident):
+            raise UserError(
+                "execution=graph: the objective has no places() and batch_at(), by which the device chooses batches; "
+                "use eager"
+            )
+        if self._fused is None:
+            raise UserError("execution=graph: the rule is not one of minigrad.rules, or Triton is missing; use eager")
+        return CapturedStep(
+            graph, self.objective, self._backward, self._fused, self._tensors, self._accumulate, self._monitor
+        )
 
     def _copy(self, first_step: int, reports: list[Report]) -> Record:
         """Return the reports on the host, by one copy from the device."""
@@ -255,6 +301,7 @@ class Trainer:
         overwrite(self.parameters, saved["parameters"], "parameters")
         overwrite(self.state, saved["rule"], "state of the rule")
         self.steps = saved["steps"]
+        self._warm_up = _WARM_UP
         self._release()
 
     def _release(self) -> None:
@@ -270,6 +317,7 @@ def _check(
     accumulate: int,
     clip_norm: float | None,
     on_nonfinite: str,
+    execution: str,
 ) -> None:
     if not parameters:
         raise UserError("the objective has no parameters: there is nothing to train")
@@ -281,3 +329,5 @@ def _check(
         raise UserError(f"clip_norm={clip_norm:g}: expected a finite number above 0")
     if on_nonfinite not in ("stop", "skip"):
         raise UserError(f"on_nonfinite={on_nonfinite}: expected one of stop, skip")
+    if execution not in EXECUTIONS:
+        raise UserError(f"execution={execution}: expected one of {', '.join(EXECUTIONS)}")

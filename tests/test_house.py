@@ -39,6 +39,7 @@ LAYERS = (
     ("minigrad.models",),
     ("minigrad.objectives*", "minigrad.rules", "minigrad.schedules"),
     (
+        "minigrad.captured",
         "minigrad.data_parallel",
         "minigrad.guard",
         "minigrad.monitoring*",

@@ -52,6 +52,7 @@ class Specialization:
         misaligned: pointers to compile without the knowledge of alignment.
         numbers: float32 arguments.
         fuses: whether the compiler may contract a product and a sum.
+        backend: of the targets that it is for, "cuda" or "hip"; None: of all.
     """
 
     name: str
@@ -65,11 +66,26 @@ class Specialization:
     misaligned: frozenset[str] = field(default=frozenset())
     numbers: frozenset[str] = field(default=frozenset())
     fuses: bool = True
+    backend: str | None = None
+
+    def suits(self, target: GPUTarget) -> bool:
+        """Return whether it is launched there."""
+        return self.backend in (None, target.backend)
 
     @property
     def is_watched(self) -> bool:
         """Whether it writes statistics."""
         return "statistics_ptr" in self.pointers
+
+    @property
+    def is_update(self) -> bool:
+        """Whether it is compiled for one of the update rules."""
+        return "RULE" in self.constants
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is an update that measures what it does."""
+        return self.is_update and "rows_ptr" in self.pointers
 
     @property
     def watched(self) -> Specialization:
@@ -136,7 +152,9 @@ def specializations(orders: Iterable[int] = range(MAX_ORDER + 1)) -> Iterator[Sp
             yield from _with_bias(dtype, itemsize, activation)
         yield _column_sum(dtype)
     yield from _second_stage()
-    yield from _updates()
+    for backend in ("cuda", "hip"):
+        yield from _updates(backend)
+    yield from _preparations()
 
 
 def wide_accesses(target: GPUTarget, n_bytes: int) -> int:
@@ -259,15 +277,15 @@ def _second_stage() -> Iterator[Specialization]:
         )
 
 
-def _updates() -> Iterator[Specialization]:
+def _updates(backend: str) -> Iterator[Specialization]:
     tables = {"table_ptr": "i64", "tiles_ptr": "i32"}
-    sums = {"single_rows_ptr": "fp32", "double_rows_ptr": "fp64", "table_ptr": "i64"}
+    blocks, where = update.BLOCKS.get(backend, update.BLOCKS["default"]), " on AMD" if backend == "hip" else ""
     for dtype, itemsize in ITEMSIZE.items():
         wide = "fp64" if dtype == "fp64" else "fp32"
-        tile_bytes = update.BLOCK[itemsize] * itemsize
-        of_dtype = {"DTYPE": DTYPES[dtype], "BLOCK": update.BLOCK[itemsize]}
+        tile_bytes = blocks[itemsize] * itemsize
+        of_dtype = {"DTYPE": DTYPES[dtype], "BLOCK": blocks[itemsize]}
         yield Specialization(
-            name="squares of gradients",
+            name="squares of gradients" + where,
             kernel=update._squares_kernel,
             dtype=dtype,
             pointers={"rows_ptr": wide} | tables,
@@ -275,11 +293,12 @@ def _updates() -> Iterator[Specialization]:
             sizes={},
             bytes_loaded=tile_bytes,
             bytes_stored=0,
+            backend=backend,
         )
         for rule, n_states in update_rules.STATES.items():
             for measured in ({}, {"rows_ptr": wide, "norms_ptr": "fp32"}):
                 yield Specialization(
-                    name=f"update by {rule}" + (", measured" if measured else ""),
+                    name=f"update by {rule}" + (", measured" if measured else "") + where,
                     kernel=update._update_kernel,
                     dtype=dtype,
                     pointers=tables | {"coefficients_ptr": wide, "applied_ptr": "i32"} | measured,
@@ -290,7 +309,12 @@ def _updates() -> Iterator[Specialization]:
                     bytes_loaded=tile_bytes * (2 + n_states),
                     bytes_stored=tile_bytes * (1 + n_states),
                     fuses=False,
+                    backend=backend,
                 )
+
+
+def _preparations() -> Iterator[Specialization]:
+    sums = {"single_rows_ptr": "fp32", "double_rows_ptr": "fp64", "table_ptr": "i64"}
     for rule in update_rules.STATES:
         counts = {"updates_ptr": "fp64"} if rule in update_rules.COUNTING else {}
         yield Specialization(
@@ -368,6 +392,8 @@ def main() -> None:
     print(f"{'target':8} {'dtype':6} {'kernel':48} {'registers':>9} {'spilled':>8} {'loads':>8} {'stores':>8}")
     for target in targets:
         for s in specializations():
+            if not s.suits(TARGETS[target]):
+                continue
             c = compile_for(TARGETS[target], s)
             loads, stores = (wide_accesses(TARGETS[target], n) for n in (s.bytes_loaded, s.bytes_stored))
             print(

@@ -60,12 +60,30 @@ class _Group:
     arguments: dict[str, Any]
 
 
+class Located(NamedTuple):
+    """Where a step found everything.
+
+    Attributes:
+        key: by which a later step finds it unchanged.
+        memory: the parameters as the kernels see them.
+        gapped: numbers of those that have gaps in memory and so are copied there and back.
+        copies: of gradients that do not lie as their parameters do, by number.
+        table: (n, ENTRY) int64 on the host.
+    """
+
+    key: list[Any]
+    memory: list[Tensor]
+    gapped: list[int]
+    copies: dict[int, Tensor]
+    table: Tensor
+
+
 class FusedUpdate:
     """Updates all parameters of a model by a rule, in one launch, without the host reading anything.
 
-    A step is rounded once: a parameter comes out within 1 ULP of the larger of itself and its change, as long as squares
-    of gradients are in the dtype's range (in float32 if that is wider), and the sums of a rule do not cancel beyond the
-    dtype's own digits. The norms are summed in a fixed order.
+    A step is rounded once: a parameter comes out within 1 ULP of the larger of itself and its change, as long as the
+    squares of gradients are in the dtype's range (in float32's if that is wider) and the sums of a rule do not cancel
+    beyond the dtype's own digits. The norms are summed in a fixed order.
 
     Args:
         rule: one of `STATES` of `update_rules`.
@@ -113,10 +131,7 @@ class FusedUpdate:
         self._norms = torch.empty(self._n, dtype=torch.float32, device=device)
         self._applied, self._sound = (torch.ones((), dtype=torch.int32, device=device) for _ in range(2))
         self._table = torch.zeros((self._n, update.ENTRY), dtype=torch.int64, device=device)
-        self._seen: list[Any] = []
-        self._memory: list[Tensor] = []  # parameters as the kernels see them: those with gaps are copied there and back
-        self._gapped: list[int] = []
-        self._copies: dict[int, Tensor] = {}  # of gradients that do not lie as their parameters do
+        self._located = self._on_device = Located([], [], [], {}, torch.empty(0))
 
     def apply(self, gradients: Sequence[Tensor | None], learning_rate: Tensor, loss: Tensor | None = None) -> Outcome:
         """Make a step if its gradients and its loss are finite.
@@ -185,41 +200,51 @@ class FusedUpdate:
                 RULE=self._rule, CLIPS=self._clips, DECAYS=self._decays, N_STATES=rules.STATES[self._rule],
                 WORDS=1 if is_half else 2, **group.arguments, num_warps=update.NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
-        for i in self._gapped:
-            self._parameters[i].detach().copy_(self._memory[i])
+        for i in self._located.gapped:
+            self._parameters[i].detach().copy_(self._located.memory[i])
         torch.autograd.graph.increment_version(self._parameters)
 
+    @property
+    def located(self) -> Located:
+        """Where the last step found everything."""
+        return self._located
+
+    def return_to(self, located: Located) -> None:
+        """Go by where an earlier step found everything, for a graph that is about to be replayed."""
+        self._located = located
+        if located is self._on_device or (self._table.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        table = located.table.pin_memory() if self._table.is_cuda else located.table  # else it would be waited for
+        self._table.copy_(table, non_blocking=True)
+        self._on_device = located
+
     def _locate(self, gradients: Sequence[Tensor | None]) -> None:
-        """Bring the table up to date if anything has moved, without waiting for the device."""
+        """Bring the table up to date if anything has moved, and what is copied, without waiting for the device."""
         if len(gradients) != self._n:
             raise ValueError(f"{len(gradients)} gradients came for {self._n} parameters: pass one for each, or None")
         given = zip(self._parameters, gradients, strict=True)
-        seen = [(p.data_ptr(), None if g is None else (g.data_ptr(), g.shape, g.stride(), g.dtype)) for p, g in given]
-        if seen != self._seen:
-            self._memory = [p.detach() if _is_dense(p) else torch.empty_like(p) for p in self._parameters]
-            self._gapped = [i for i, p in enumerate(self._parameters) if not _is_dense(p)]
-            self._copies = {
-                i: torch.empty_like(self._memory[i])
-                for i, gradient in enumerate(gradients)
-                if gradient is not None and not _fits(gradient, self._memory[i])
-            }
-            self._write_table(gradients)
-            self._seen = seen
-        for i in self._gapped:
-            self._memory[i].copy_(self._parameters[i].detach())
-        for i, copy in self._copies.items():
+        key = [(p.data_ptr(), None if g is None else (g.data_ptr(), g.shape, g.stride(), g.dtype)) for p, g in given]
+        if key != self._located.key:
+            self.return_to(self._search(key, gradients))
+        for i in self._located.gapped:
+            self._located.memory[i].copy_(self._parameters[i].detach())
+        for i, copy in self._located.copies.items():
             copy.copy_(gradients[i])  # type: ignore[arg-type]  # there is one
 
-    def _write_table(self, gradients: Sequence[Tensor | None]) -> None:
+    def _search(self, key: list[Any], gradients: Sequence[Tensor | None]) -> Located:
+        memory = [p.detach() if _is_dense(p) else torch.empty_like(p) for p in self._parameters]
+        gapped = [i for i, p in enumerate(self._parameters) if not _is_dense(p)]
+        copies = {
+            i: torch.empty_like(memory[i])
+            for i, gradient in enumerate(gradients)
+            if gradient is not None and not _fits(gradient, memory[i])
+        }
         entries = []
         for i, place in enumerate(self._places):
-            operands = [self._memory[i], self._copies.get(i, gradients[i]), *self._owned[i]]
+            operands = [memory[i], copies.get(i, gradients[i]), *self._owned[i]]
             entry = [*place, *(0 if operand is None else operand.data_ptr() for operand in operands)]
             entries.append(entry + [0] * (update.ENTRY - len(entry)))
-        table = torch.tensor(entries)
-        if self._table.is_cuda:
-            table = table.pin_memory()  # else the copy would be waited for
-        self._table.copy_(table, non_blocking=True)
+        return Located(key, memory, gapped, copies, torch.tensor(entries))
 
 
 def _check(
@@ -291,7 +316,7 @@ def _cut(parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[_Group], li
     places = []
     for i, parameter in enumerate(parameters):
         wide = torch.promote_types(parameter.dtype, torch.float32)
-        n_tiles = triton.cdiv(parameter.numel(), update.BLOCK[parameter.dtype.itemsize])
+        n_tiles = triton.cdiv(parameter.numel(), _block(parameter.dtype))
         number = torch.arange(n_tiles, dtype=torch.int32)
         row = n_rows[wide] + number
         tiles.setdefault(parameter.dtype, []).append(torch.stack([torch.full_like(number, i), number, row], 1))
@@ -300,11 +325,16 @@ def _cut(parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[_Group], li
     rows = {wide: torch.empty((n, COLUMNS), dtype=wide, device=device) for wide, n in n_rows.items()}
     groups = []
     for dtype, parts in tiles.items():
-        arguments = {"DTYPE": _TRITON[dtype], "BLOCK": update.BLOCK[dtype.itemsize]}
+        arguments = {"DTYPE": _TRITON[dtype], "BLOCK": _block(dtype)}
         group = _Group(torch.cat(parts).to(device), rows[torch.promote_types(dtype, torch.float32)], arguments)
         if len(group.tiles):
             groups.append(group)
     return rows[torch.float32], rows[torch.float64], groups, places
+
+
+def _block(dtype: torch.dtype) -> int:
+    """Return the number of elements of a tile."""
+    return update.BLOCKS["hip" if torch.version.hip else "default"][dtype.itemsize]
 
 
 def _coefficients(options: Mapping[str, float], clip_norm: float | None, device: torch.device) -> tuple[Tensor, Tensor]:

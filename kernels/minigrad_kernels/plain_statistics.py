@@ -100,6 +100,10 @@ class Tally:
         self._keys, self._rows = [], []
         return keys, _table(rows, self._device) if rows else None
 
+    def addresses(self) -> list[int]:
+        """Return the addresses of memory that stays between passes; here there is none."""
+        return []
+
     def _add(self, layer: Layer, direction: int, row: Row, device: torch.device) -> None:
         self._keys.append((layer.number, direction))
         self._rows.append(row)

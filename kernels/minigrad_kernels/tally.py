@@ -57,6 +57,10 @@ class Tally(plain_statistics.Tally):
                 rows.append(more_rows)
         return keys, torch.cat(rows) if len(rows) > 1 else rows[0] if rows else None
 
+    def addresses(self) -> list[int]:
+        """Return the addresses of memory that stays between passes."""
+        return [address for buffer in self._buffers.values() for address in buffer.addresses()]
+
     def _watch(
         self,
         layer: Layer,
@@ -103,11 +107,17 @@ class _Buffer:
         finished, self._finished = self._finished, []
         return finished
 
+    def addresses(self) -> list[int]:
+        """Return where the rows lie, and the table of where each layer's begin."""
+        return [self._rows.data_ptr(), *([] if self._table is None else [self._table[1].data_ptr()])]
+
     def _finish(self) -> None:
         if not self._segments:
             return
         if self._table is None or self._table[0] != self._segments:
             device = self._rows.device
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("the watched layers' passes are not those of the step before")
             host = torch.tensor(self._segments, pin_memory=device.type == "cuda")  # else the copy would be waited for
             self._table = self._segments, host.to(device, non_blocking=True)
         self._finished.append((self._keys, second_stage(self._rows, self._table[1])))

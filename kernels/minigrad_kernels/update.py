@@ -36,8 +36,10 @@ from minigrad_kernels.update_rules import (
 )
 
 NUM_WARPS = 4
-BLOCK = {2: 1024, 4: 1024, 8: 256}
-"""Elements of a tile by the bytes of one: as many as their numbers of one or two words leave registers for."""
+BLOCKS = {"default": {2: 1024, 4: 1024, 8: 256}, "hip": {2: 2048, 4: 1024, 8: 512}}
+"""Elements of a tile by the kind of GPU and the bytes of an element: a 16-byte access or two for every thread, of which
+AMD's warps have twice as many, and as many as numbers of one or two words leave registers for. Follows from what the
+compilers make of it; it is no measurement."""
 ROWS = 1024
 """Tiles whose sums are read at a time."""
 
@@ -214,7 +216,8 @@ def _update_tile(
     g = _load(entry_ptr, _GRADIENT, offsets, DTYPE, MASKED)
     state = ()
     for i in tl.static_range(N_STATES):
-        state = (*state, _load(entry_ptr, _STATE + i, offsets, DTYPE, MASKED))  # type: ignore[assignment]
+        more = (_load(entry_ptr, _STATE + i, offsets, DTYPE, MASKED),)
+        state = state + more  # type: ignore[assignment]
     new, new_state = updated(p, g, state, coefficients_ptr, RULE, CLIPS, DECAYS, WORDS)
     if applied != 0:
         _store(entry_ptr, _PARAMETER, offsets, new, DTYPE, MASKED)

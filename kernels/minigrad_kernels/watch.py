@@ -36,6 +36,10 @@ class Fired:
         dimension, n_units = _units(y, has_channels)
         return cls(torch.zeros(n_units, dtype=torch.uint8, device=y.device), dimension)
 
+    def copy(self) -> Fired:
+        """Return the same flags in memory of their own."""
+        return Fired(self.flags.clone(), self.dimension)
+
     def fits(self, y: torch.Tensor, has_channels: bool = False) -> bool:
         """Return whether an output has just these units; arguments as of `none`."""
         return _units(y, has_channels) == (self.dimension, len(self.flags))

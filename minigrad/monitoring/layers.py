@@ -41,6 +41,7 @@ class Layers:
         self._tallies: dict[torch.device, kernels.Tally] = {}
         self.is_attached = False
         self.is_paused = False
+        self._stays = False  # whether flags stay where they are when a window begins
         self._probes: list[_Probe] = []
         self.names: list[str] = []
         self.through_hooks: list[str] = []
@@ -91,7 +92,17 @@ class Layers:
     def new_window(self) -> None:
         """Begin a new window: units count as dead if they fire neither in it nor in the one that ends here."""
         for probe in self._probes:
-            probe.fired_before, probe.fired = probe.fired, None
+            if self._stays and probe.fired is not None:
+                probe.fired_before = probe.fired.copy()
+                probe.fired.flags.zero_()
+            else:
+                probe.fired_before, probe.fired = probe.fired, None
+
+    def addresses(self) -> list[int]:
+        """Return the addresses to which the kernels of watched layers write; from now on windows leave them."""
+        self._stays = True
+        flags = [probe.fired.flags.data_ptr() for probe in self._probes if probe.fired is not None]
+        return [*flags, *(address for tally in self._tallies.values() for address in tally.addresses())]
 
     def unite(self, ranks: Ranks) -> None:
         """Count units as fired that have fired on any rank."""

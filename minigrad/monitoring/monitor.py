@@ -160,6 +160,11 @@ class GradientMonitor:
         """Whether it watches."""
         return self._layers.is_attached
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether it sees nothing for a while."""
+        return self._layers.is_paused
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """See nothing for a while, such as passes that are no part of the training."""
@@ -182,7 +187,7 @@ class GradientMonitor:
         """
         if not self.is_attached:
             raise RuntimeError("the monitor is not attached: call attach(), or use it as a context")
-        step = Step(self._layers.take(), *self._updates.measure(measured))
+        step = self.take(measured)
         if step.taken and self._parameters and not step.here:
             warnings.warn("no parameter has a gradient: call step() before optimizer.zero_grad()", stacklevel=2)
         self._has_seen = self._has_seen or bool(step.taken)
@@ -194,6 +199,25 @@ class GradientMonitor:
             )
         self._is_stepped = True
         self._end_step(step)
+
+    def take(self, measured: Tensor | None = None) -> Step:
+        """Return what was seen since the last step, on the device, and forget it; for a step that is captured."""
+        return Step(self._layers.take(), *self._updates.measure(measured))
+
+    def replayed(self) -> None:
+        """Count a step that was captured and is replayed; `extend` brings what was seen in it."""
+        self._count()
+
+    def extend(self, steps: Sequence[Step]) -> None:
+        """Take what was seen in the steps that were replayed since the last time."""
+        self._pending.extend(steps)
+
+    def addresses(self) -> list[int]:
+        """Return the addresses of all that kernels write to while the model is watched, for a step that is captured.
+
+        From now on they change only where sizes do, or another state is loaded.
+        """
+        return self._layers.addresses()
 
     def directions_of(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
         """Return the directions of the last gradients, for an update that measures in its own pass what it does.
@@ -298,6 +322,9 @@ class GradientMonitor:
         if self._steps == 0:
             self._order = order_of(step, len(self._layers.names))
         self._pending.append(step)
+        self._count()
+
+    def _count(self) -> None:
         self._steps += 1
         if self._steps % self._window == 0:
             self._layers.new_window()

@@ -33,6 +33,17 @@ class Step(NamedTuple):
         """All tensors, in the order in which they are named here."""
         return [rows for _, rows in self.taken] + ([] if self.measured is None else [self.measured])
 
+    def numbers(self, device: torch.device) -> Tensor:
+        """Return all numbers one after the other, (n,) float64, where all are on that device."""
+        none = torch.empty(0, dtype=torch.float64, device=device)
+        return torch.cat([none, *(tensor.reshape(-1).double() for tensor in self.tensors)])
+
+    def with_numbers(self, numbers: Tensor) -> Step:
+        """Return a step that saw other numbers, in the order of `numbers`."""
+        parts = iter(numbers.split([tensor.numel() for tensor in self.tensors]))
+        taken = [(keys, next(parts).view(rows.shape)) for keys, rows in self.taken]
+        return Step(taken, self.here, None if self.measured is None else next(parts))
+
     def with_rows_of(self, others: Sequence[Step]) -> Step:
         """Return this step with the passes of other ranks through the same layers, of other parts of the batch."""
         return self._replace(taken=[part for step in (self, *others) for part in step.taken])

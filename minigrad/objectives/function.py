@@ -57,6 +57,13 @@ class Function:
     def batch(self, index: int) -> None:
         """Return None: there are no data."""
 
+    def places(self, first: int, count: int) -> Tensor:
+        """Return (count, 0): there are no data to choose from."""
+        return self.x.new_empty((count, 0))
+
+    def batch_at(self, places: Tensor) -> None:
+        """Return None, as `batch` does."""
+
     def loss(self, batch: None) -> Tensor:
         """Return the function's value at the point, ()."""
         return self.landscape.value(self.x)

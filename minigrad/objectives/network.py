@@ -16,6 +16,7 @@ from minigrad.nn import MLP
 from minigrad.objectives import data
 from minigrad.objectives.data import Data
 from minigrad.objectives.division import divided
+from minigrad.objectives.order import Order
 
 Array = NDArray[Any]
 Batch = tuple[Tensor, Tensor]
@@ -102,10 +103,9 @@ class Network:
             self.notes.append(
                 f"batch_size={batch_size}: there are {len(inputs)} training samples; every batch is all of them"
             )
-        self._batch_size = min(batch_size, len(inputs))
-        self.batches_per_epoch: int | None = len(inputs) // self._batch_size
-        self._seed = seed
-        self._order: tuple[int, Tensor] | None = None
+        self._order = Order(len(inputs), min(batch_size, len(inputs)), seed, device)
+        self.batches_per_epoch: int | None = self._order.batches_per_epoch
+        self._has_one_batch = batch_size >= len(inputs)
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the network's weights and biases by their names in the model, layer by layer."""
@@ -113,14 +113,19 @@ class Network:
 
     def batch(self, index: int) -> Batch:
         """Return inputs (batch_size, D) and targets (batch_size,), scaled; every epoch has an order of its own."""
-        if self._batch_size == len(self._inputs):
+        return self.batch_at(self.places(index, 1)[0])
+
+    def places(self, first: int, count: int) -> Tensor:
+        """Return where the samples of `count` batches lie among the data, (count, batch_size); 0 for all of them."""
+        if self._has_one_batch:
+            return self._targets.new_empty((count, 0))
+        return self._order.places(first, count)
+
+    def batch_at(self, places: Tensor) -> Batch:
+        """Return the batch of a row of `places`."""
+        if self._has_one_batch:
             return self._inputs, self._targets  # in any order the same
-        epoch, place = divmod(index, len(self._inputs) // self._batch_size)
-        if self._order is None or self._order[0] != epoch:
-            order = numpy.random.default_rng((self._seed, epoch)).permutation(len(self._inputs))
-            self._order = epoch, torch.from_numpy(order).to(self._inputs.device)
-        chosen = self._order[1][place * self._batch_size :][: self._batch_size]
-        return self._inputs[chosen], self._targets[chosen]
+        return self._inputs[places], self._targets[places]
 
     def part(self, batch: Batch, rank: int, size: int) -> tuple[Batch, float]:
         """Return a rank's part of a batch and how much of the whole it is."""

@@ -36,6 +36,17 @@ class Objective(Trainable, Protocol):
 
 
 @runtime_checkable
+class Resident(Trainable, Protocol):
+    """An objective whose data lie on the device, where numbers can choose a batch without the host."""
+
+    def places(self, first: int, count: int) -> Tensor:
+        """Return where `count` batches from the index `first` on lie among the data, (count, ...) on the device."""
+
+    def batch_at(self, places: Tensor) -> Any:
+        """Return the batch of a row of `places`, by operations on the device alone; `batch` goes the same way."""
+
+
+@runtime_checkable
 class Divisible(Objective, Protocol):
     """An objective whose batches can be divided among ranks."""
 

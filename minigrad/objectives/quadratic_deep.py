@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from minigrad.errors import UserError
 from minigrad.models import Point
 from minigrad.objectives.division import divided
+from minigrad.objectives.order import Order
 
 _DIMENSIONS = 100
 _SAMPLES = 1000  # as many to train as to test
@@ -44,10 +45,8 @@ class QuadraticDeep:
             self.notes.append(
                 f"batch_size={batch_size}: there are {_SAMPLES} training samples; every batch is all of them"
             )
-        self._batch_size = min(batch_size, _SAMPLES)
-        self.batches_per_epoch: int | None = _SAMPLES // self._batch_size
-        self._seed = seed
-        self._order: tuple[int, Tensor] | None = None
+        self._order = Order(_SAMPLES, min(batch_size, _SAMPLES), seed, device)
+        self.batches_per_epoch: int | None = self._order.batches_per_epoch
         self._hessian, self._train_samples, self._test_samples = (
             torch.tensor(array, dtype=dtype, device=device)
             for array in (_hessian(), _samples(seed=42), _samples(seed=43)[:_TEST_SAMPLES])
@@ -63,11 +62,15 @@ class QuadraticDeep:
 
     def batch(self, index: int) -> Tensor:
         """Return the samples (batch_size, 100) of a step; every epoch has an order of its own."""
-        epoch, place = divmod(index, _SAMPLES // self._batch_size)
-        if self._order is None or self._order[0] != epoch:
-            order = numpy.random.default_rng((self._seed, epoch)).permutation(_SAMPLES)
-            self._order = epoch, torch.from_numpy(order).to(self.x.device)
-        return self._train_samples[self._order[1][place * self._batch_size :][: self._batch_size]]
+        return self.batch_at(self.places(index, 1)[0])
+
+    def places(self, first: int, count: int) -> Tensor:
+        """Return where the samples of `count` batches lie among the data, (count, batch_size)."""
+        return self._order.places(first, count)
+
+    def batch_at(self, places: Tensor) -> Tensor:
+        """Return the batch of a row of `places`."""
+        return self._train_samples[places]
 
     def part(self, batch: Tensor, rank: int, size: int) -> tuple[Tensor, float]:
         """Return a rank's part of a batch and how much of the whole it is."""

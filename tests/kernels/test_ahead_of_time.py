@@ -31,21 +31,36 @@ WATCHED = {
     and (s.dtype in ("bf16", "fp32") or (s.dtype == "fp64" and "g_ptr" in s.pointers))
     and not ("sigmoid" in name or "expanded" in name or name.endswith("relu backward from the output, watched"))
 }
+# The update takes longer yet, in two words above all. So every target compiles one with all there is, adamw that is
+# measured, every dtype is compiled (float16 goes the way of bfloat16), and every formula.
+UPDATES = {
+    "fp32 update by adamw, measured": ("sm_90",),
+    "fp32 update by adamw, measured on AMD": ("gfx942",),
+    "bf16 update by adamw, measured": ("sm_100",),
+    "bf16 update by adamw, measured on AMD": ("gfx942",),
+    "fp64 update by adamw, measured": ("sm_80",),
+    "fp32 update by gradient_descent": ("sm_90",),
+    "fp32 update by nesterov": ("sm_90",),
+    "fp32 update by rmsprop, measured": ("sm_80",),
+    "fp64 preparation of adamw": tuple(aot.TARGETS),
+}
 COMPILED = [
     (name, target)
     for name, s in SPECIALIZATIONS.items()
     for target in aot.TARGETS
-    if not s.is_watched or (name in WATCHED and target in ("sm_90", "gfx942"))
+    if (target in UPDATES.get(name, ()) if s.is_update else s.suits(aot.TARGETS[target]) and not s.is_watched)
+    or (name in WATCHED and target in ("sm_90", "gfx942"))
 ]
-# AMD's compiler keeps up to 6 scalar registers in lanes of a vector register, which it counts as spilled.
-MOST_SPILLED = {"gfx942": 6}
+# AMD's compiler keeps up to 6 scalar registers in lanes of a vector register, which it counts as spilled; NVIDIA's puts
+# one number of a measured update in float64 aside.
+MOST_SPILLED = {"gfx942": 6, "sm_80": 8}
 
 
 @pytest.mark.parametrize(("name", "target"), COMPILED)
 def test_kernel_compiles_to_clean_code(name, target):
     s = SPECIALIZATIONS[name]
     compiled = aot.compile_for(aot.TARGETS[target], s)
-    assert compiled.spilled <= (MOST_SPILLED.get(target, 0) if s.is_watched else 0)
+    assert compiled.spilled <= (MOST_SPILLED.get(target, 0) if s.is_watched or s.is_measured else 0)
     assert compiled.wide_loads >= aot.wide_accesses(aot.TARGETS[target], s.bytes_loaded)
     assert compiled.wide_stores >= aot.wide_accesses(aot.TARGETS[target], s.bytes_stored)
     assert compiled.addresses_are_64_bit

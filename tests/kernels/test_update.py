@@ -95,7 +95,8 @@ def numbers_of(rule: str, dtype: torch.dtype, n: int) -> list[torch.Tensor]:
 @EVERY_RULE
 @pytest.mark.parametrize(("updates", "decay"), [(1, 0.0), (1000, 0.1)])
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-def test_a_step_is_within_1_ulp_of_the_larger_of_parameter_and_update(rule, updates, decay, dtype, device):
+def test_a_step_is_rounded_once(rule, updates, decay, dtype, device):
+    """So it is within 1 ULP of the larger of the old parameter and its change, whose sum may be one binade above."""
     p, g, *state = numbers_of(rule, dtype, 80)
     before = [tensor.double().tolist() for tensor in (p, g, *state)]
     p, g, *state = (tensor.to(device) for tensor in (p, g, *state))
@@ -108,9 +109,9 @@ def test_a_step_is_within_1_ulp_of_the_larger_of_parameter_and_update(rule, upda
             expected = exact_step(rule, decay, updates, *numbers)
             old = [numbers[0], *numbers[2:]]
             for was, new, exact in zip(old, [p, *state], expected, strict=True):
-                magnitude = max(abs(mpmath.mpf(was)), abs(exact - was))
-                ulp = reference.ulp(torch.tensor([float(magnitude)], dtype=torch.float64), dtype).item()
-                assert abs(mpmath.mpf(new[i].item()) - exact) <= ulp, (numbers, new[i].item(), float(exact))
+                larger = torch.tensor([max(abs(was), abs(float(exact)))], dtype=torch.float64)
+                error = abs(mpmath.mpf(new[i].item()) - exact) / reference.ulp(larger, dtype).item()
+                assert error <= (0.51 if dtype in cases.HALVES else 0.5001), (numbers, new[i].item(), float(exact))
     if rule in COUNTS:
         assert given["updates"].item() == updates
 

@@ -12,7 +12,7 @@ from minigrad.train import main
 from runs import bits, checkpoints, curves, last_checkpoint, module, resume, run, signalled_after, summary
 
 TINY = ["objective=quadratic", "objective.dimensions=3"]  # three variables: no path is drawn
-ANEW = "on resumption only steps, epochs, device, log_every, on_verdict, rank_timeout may be given anew"
+ANEW = "on resumption only steps, epochs, device, execution, log_every, on_verdict, rank_timeout may be given anew"
 
 
 @pytest.fixture(autouse=True)

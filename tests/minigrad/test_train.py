@@ -31,9 +31,9 @@ def summaries() -> list[dict]:
 
 TRAINING_KEYS = (
     "keys of experiment=training: experiment, seed, device, threads, deterministic, run_dir, learning_rate, steps, "
-    "warmup_steps, accumulate, clip_norm, precision, on_nonfinite, patience, target_loss, log_every, judge_every, "
-    "checkpoint_every, keep, on_verdict, histogram_every, noise_every, noise_batches, hessian_every, rank_timeout, "
-    "initial, resume, activation, batch_size, epochs, objective, objective.hidden, objective.init, rule, "
+    "warmup_steps, accumulate, clip_norm, precision, on_nonfinite, execution, patience, target_loss, log_every, "
+    "judge_every, checkpoint_every, keep, on_verdict, histogram_every, noise_every, noise_batches, hessian_every, "
+    "rank_timeout, initial, resume, activation, batch_size, epochs, objective, objective.hidden, objective.init, rule, "
     "rule.weight_decay, schedule, monitor, monitor.window, monitor.share, monitor.vanishing, monitor.depth_vanishing, "
     "monitor.exploding, monitor.saturated, monitor.dead, monitor.false_zeros, monitor.ratio_high, monitor.ratio_low"
 )
@@ -86,6 +86,7 @@ WRONG = {
     "clip_norm=0": "clip_norm=0.0: expected a finite number above 0",
     "precision=float16": "precision=float16: expected one of float32, float64, bfloat16",
     "on_nonfinite=ignore": "on_nonfinite=ignore: expected one of stop, skip",
+    "execution=fast": "execution=fast: expected one of eager, graph, compile",
     "on_verdict=raise": "on_verdict=raise: expected one of warn, stop",
     "monitor=off": "unknown monitor 'off'; there are: gradients, none",
     "monitor.window=0": "monitor.window=0: expected an integer from 1 on",
