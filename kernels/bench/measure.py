@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,10 +46,15 @@ class Row:
     @property
     def reached(self) -> bool:
         """Whether the ratio is within its bound; true where there is none."""
-        if not self.bound:
-            return True
-        sign, limit = self.bound.split()
-        return self.ratio <= float(limit) if sign == "<=" else self.ratio >= float(limit)
+        return is_within(self.ratio, self.bound)
+
+
+def is_within(value: float, bound: str) -> bool:
+    """Return whether a figure is within a bound such as "<= 1.5" or ">= 100"; anything is within none, ""."""
+    if not bound:
+        return True
+    sign, limit = bound.split()
+    return value <= float(limit) if sign == "<=" else value >= float(limit)
 
 
 def row(section: str, case: str, times: list[list[float]], bound: str, inverse: bool = False) -> Row:
@@ -82,28 +90,71 @@ def write(name: str, title: str, rows: list[Row], conditions: dict[str, str], co
         conditions: under which it was taken.
         command: that takes it; by default that of the benchmark of the files' name.
     """
-    RESULTS.mkdir(exist_ok=True)
-    content = {"conditions": conditions, "rows": [asdict(r) for r in rows]}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2))
-    lines = [f"# {title}", "", f"`{command or f'python kernels/bench/{name}.py --write'}`", ""]
-    lines += [f"- {name}: {value}" for name, value in conditions.items()]
-    lines += ["", "| section | case | ratio | middle half | bound | |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| section | case | ratio | middle half | bound | |", "| --- | --- | --- | --- | --- | --- |"]
     for r in rows:
         spread, verdict = f"{r.low:.2f} to {r.high:.2f}", "" if r.reached else "missed"
         lines.append(f"| {r.section} | {r.case} | {r.ratio:.2f} | {spread} | {r.bound} | {verdict} |")
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+    content = {"rows": [asdict(r) for r in rows]}
+    write_files(name, title, content, lines, conditions, command or f"python kernels/bench/{name}.py --write")
+
+
+def write_files(
+    name: str, title: str, content: dict[str, Any], lines: list[str], conditions: dict[str, str], command: str
+) -> None:
+    """Write a benchmark's result: what was measured as JSON, and the same for readers in Markdown.
+
+    Args:
+        name: of the files, without ending.
+        title: of the page.
+        content: of the JSON, besides the conditions.
+        lines: of the page, below the conditions.
+        conditions: under which it was taken.
+        command: that takes it.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"conditions": conditions, **content}, indent=2))
+    head = [f"# {title}", "", f"`{command}`", "", *(f"- {name}: {value}" for name, value in conditions.items()), ""]
+    (RESULTS / f"{name}.md").write_text("\n".join(head + lines) + "\n")
 
 
 def conditions(threads: int) -> dict[str, str]:
     """Return what the figures depend on: machine, versions, date and commit."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
-    )
     return {
         "processor": f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(threads),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
     }
+
+
+def gpu_conditions(device: torch.device) -> dict[str, str]:
+    """Return what the figures of a GPU depend on besides: the card, and the versions of what drives it."""
+    card = torch.cuda.get_device_properties(device)
+    multiprocessors, cache, memory = card.multi_processor_count, card.L2_cache_size, card.total_memory
+    return {
+        "device": f"{card.name}, {multiprocessors} multiprocessors, L2 of {cache / 2**20:.0f} MiB, "
+        f"memory of {memory / 2**30:.0f} GiB",
+        "CUDA or ROCm": str(torch.version.cuda or torch.version.hip),
+        "triton": version("triton"),
+        "jax": version("jax"),
+    }
+
+
+def commit() -> str:
+    """Return the commit that is checked out, "-dirty" if files differ from it, or "unknown" where git cannot tell."""
+    if shutil.which("git") is None:
+        return "unknown"
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+    )
+    return described.stdout.strip() or "unknown"
+
+
+def version(package: str) -> str:
+    """Return the installed version of a package, or "absent"."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"

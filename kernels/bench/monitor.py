@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import minigrad
-from bench.measure import Row, conditions, row, show, write
+from bench.measure import Row, conditions, gpu_conditions, row, show, write
 from minigrad import GradientMonitor, Trainer
 from minigrad.monitoring.layers import Layers
 from minigrad.rules import gradient_descent
@@ -205,26 +205,23 @@ def check(problem: Problem) -> None:
             torch.testing.assert_close(readings.layer(name)[statistic][0], value.cpu(), rtol=1e-5, atol=0)
 
 
-def step(device: torch.device, repeats: int, steps: int) -> Iterator[Row]:
+def step(problem: Problem, repeats: int, steps: int) -> Iterator[Row]:
     """Steps under the monitor against the same steps without it."""
-    problem = problem_for(device)
-    bound = "<= 1.25" if device.type == "cpu" else "<= 1.02"
+    bound = "<= 1.25" if problem.device.type == "cpu" else "<= 1.02"
     yield row("step", f"minigrad's monitor, {problem}", in_turns(problem, monitored, unwatched, repeats, steps), bound)
 
 
-def others(device: torch.device, repeats: int, steps: int) -> Iterator[Row]:
+def others(problem: Problem, repeats: int, steps: int) -> Iterator[Row]:
     """Steps under what people use elsewhere against the same steps without it."""
-    problem = problem_for(device)
     for name, watching in (("hooks with torch's reductions", hooked), ("a histogram of every parameter", histograms)):
         yield row("others", f"{name}, {problem}", in_turns(problem, watching, unwatched, repeats, steps), "")
 
 
-def launches(device: torch.device, repeats: int, steps: int) -> Iterator[Row]:
+def launches(problem: Problem, repeats: int, steps: int) -> Iterator[Row]:
     """Kernels of one backward pass and the reading of its figures, watched and not."""
-    if device.type != "cuda":
+    if problem.device.type != "cuda":
         print("launches: only a GPU has kernels to count")
         return
-    problem = problem_for(device)
     unseen = kernels_of_a_backward_pass(problem, None)
     layers = Layers(problem.network, share=0.05)
     layers.attach()
@@ -263,13 +260,14 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     torch.set_num_threads(arguments.threads)
-    check(problem_for(device))
-    chosen = (SECTIONS[name](device, arguments.repeats, arguments.steps) for name in arguments.sections)
+    problem = problem_for(device)
+    check(problem)
+    chosen = (SECTIONS[name](problem, arguments.repeats, arguments.steps) for name in arguments.sections)
     rows = show(r for section in chosen for r in section)
     if arguments.write:
         taken = conditions(arguments.threads)
         if device.type == "cuda":
-            taken["device"] = torch.cuda.get_device_name(device)
+            taken |= gpu_conditions(device)
         command = f"python kernels/bench/monitor.py --device {device.type} --write"
         write(f"monitor_{device.type}", "What it costs to watch", rows, taken, command)
 
