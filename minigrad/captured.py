@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from minigrad.errors import UserError
 from minigrad.monitoring.monitor import GradientMonitor
 from minigrad.monitoring.steps import Step
 from minigrad.objectives.objective import Resident
-from minigrad_kernels.fused_update import FusedUpdate
+
+if TYPE_CHECKING:
+    from minigrad_kernels.fused_update import FusedUpdate
 
 CAPACITY = 512
 """Steps that are replayed before what they reported has to be copied."""

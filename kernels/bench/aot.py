@@ -140,7 +140,7 @@ class Compiled:
         """Whether every tensor of pointers is offset by 64-bit numbers, and nothing is multiplied in fewer bits."""
         offsets = re.findall(r"tt\.addptr .*: tensor<[^>]*!tt\.ptr<[^>]*>>?, tensor<[^>]*x(i\d+)", self.ttir)
         products = re.findall(r"arith\.muli .*: (?:tensor<[^>]*x)?(i\d+)", self.ttir)
-        return bool(offsets) and {*offsets, *products} <= {"i64"}
+        return (bool(offsets) or "tensor<" not in self.ttir) and {*offsets, *products} <= {"i64"}
 
 
 def specializations(orders: Iterable[int] = range(MAX_ORDER + 1)) -> Iterator[Specialization]:
@@ -296,13 +296,16 @@ def _updates(backend: str) -> Iterator[Specialization]:
             backend=backend,
         )
         for rule, n_states in update_rules.STATES.items():
-            for measured in ({}, {"rows_ptr": wide, "norms_ptr": "fp32"}):
+            norms = {"norms_ptr": "fp32"}
+            guard = norms | {"applied_ptr": "i32"}
+            for kind, more in {", unguarded": norms, "": guard, ", measured": guard | {"rows_ptr": wide}}.items():
+                full = kind != ", unguarded"
                 yield Specialization(
-                    name=f"update by {rule}" + (", measured" if measured else "") + where,
+                    name=f"update by {rule}{kind}{where}",
                     kernel=update._update_kernel,
                     dtype=dtype,
-                    pointers=tables | {"coefficients_ptr": wide, "applied_ptr": "i32"} | measured,
-                    constants={"RULE": rule, "CLIPS": True, "DECAYS": True, "N_STATES": n_states}
+                    pointers=tables | {"coefficients_ptr": wide} | more,
+                    constants={"RULE": rule, "CLIPS": full, "DECAYS": full, "N_STATES": n_states}
                     | {"WORDS": 1 if itemsize == 2 else 2}
                     | of_dtype,
                     sizes={},
@@ -317,21 +320,23 @@ def _preparations() -> Iterator[Specialization]:
     sums = {"single_rows_ptr": "fp32", "double_rows_ptr": "fp64", "table_ptr": "i64"}
     for rule in update_rules.STATES:
         counts = {"updates_ptr": "fp64"} if rule in update_rules.COUNTING else {}
-        yield Specialization(
-            name=f"preparation of {rule}",
-            kernel=update._prepare_kernel,
-            dtype="fp64",
-            pointers=dict.fromkeys(("report_ptr", "double_ptr", "learning_rate_ptr"), "fp64")
-            | dict.fromkeys(("norms_ptr", "single_ptr", "loss_ptr"), "fp32")
-            | dict.fromkeys(("applied_ptr", "sound_ptr"), "i32")
-            | sums
-            | counts,
-            constants={"RULE": rule, "CLIPS": True, "STOPS": True, "ROWS": update.ROWS},
-            sizes={"n_single_rows": False, "n_double_rows": False},
-            bytes_loaded=0,
-            bytes_stored=0,
-            fuses=False,
-        )
+        for kind, more in {", unguarded": {}, "": {"report_ptr": "fp64", "loss_ptr": "fp32"}}.items():
+            yield Specialization(
+                name=f"preparation of {rule}{kind}",
+                kernel=update._prepare_kernel,
+                dtype="fp64",
+                pointers=dict.fromkeys(("double_ptr", "learning_rate_ptr"), "fp64")
+                | dict.fromkeys(("norms_ptr", "single_ptr"), "fp32")
+                | dict.fromkeys(("applied_ptr", "sound_ptr"), "i32")
+                | sums
+                | counts
+                | more,
+                constants={"RULE": rule, "CLIPS": bool(more), "STOPS": bool(more), "ROWS": update.ROWS},
+                sizes={"n_single_rows": False, "n_double_rows": False},
+                bytes_loaded=0,
+                bytes_stored=0,
+                fuses=False,
+            )
     yield Specialization(
         name="measurement of an update",
         kernel=update._measure_kernel,

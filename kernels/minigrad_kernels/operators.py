@@ -12,7 +12,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -32,6 +32,7 @@ _ACCEPTED = frozenset(DTYPES)
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")  # as Triton reads it
 _TRITON_DEVICE = "cpu" if _INTERPRETED else "cuda"  # ROCm's devices are called cuda too
+_OLDEST = (8, 0)  # compute capability, by Triton's own list of what it supports
 # Bound once: looking each up through its module costs as much as calling it.
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
@@ -55,16 +56,60 @@ def path_for(device: torch.device | str) -> str:
 
 def new_tally(device: torch.device | str) -> Tally:
     """Return what computes watched layers on `device`, on the path that runs there, and gathers their statistics."""
-    return _triton_path().Tally() if path_for(device) == "triton" else Tally()
+    return _triton_path(_index(device)).Tally() if path_for(device) == "triton" else Tally()
 
 
-def new_fused_update(*arguments: Any, **options: Any) -> FusedUpdate:
-    """Return a `FusedUpdate`, whose arguments these are; for parameters on a device whose path is Triton's."""
-    return _triton_path().FusedUpdate(*arguments, **options)  # type: ignore[no-any-return]
+def new_fused_update(
+    rule: str,
+    options: Mapping[str, float],
+    parameters: Sequence[torch.Tensor],
+    state: Mapping[str, list[torch.Tensor] | torch.Tensor],
+    *,
+    clip_norm: float | None = None,
+    stops: bool = False,
+    directions: Sequence[torch.Tensor] | None = None,
+) -> FusedUpdate:
+    """Return what updates all parameters of a model by one kernel, on a device whose path is Triton's.
+
+    Args:
+        rule: as of `FusedUpdate`, like the rest.
+        options: likewise.
+        parameters: likewise.
+        state: likewise.
+        clip_norm: likewise.
+        stops: likewise.
+        directions: likewise.
+
+    Raises:
+        TypeError: as `FusedUpdate` does.
+        ValueError: likewise.
+    """
+    path = _triton_path(parameters[0].get_device() if parameters else -1)
+    return path.FusedUpdate(  # type: ignore[no-any-return]
+        rule, options, parameters, state, clip_norm=clip_norm, stops=stops, directions=directions
+    )
+
+
+def _index(device: torch.device | str) -> int:
+    """Return the number of a device among those of its kind, -1 for the CPU."""
+    return torch.empty(0, device=device).get_device()
 
 
 @functools.cache
-def _triton_path() -> Any:
+def _triton_path(index: int) -> Any:
+    """Return Triton's path on a device, by its number.
+
+    Raises:
+        RuntimeError: the GPU is older than those that Triton makes code for.
+    """
+    if index >= 0 and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(index)
+        if capability < _OLDEST:
+            found, needed = (".".join(map(str, version)) for version in (capability, _OLDEST))
+            raise RuntimeError(
+                f"{torch.cuda.get_device_name(index)} has compute capability {found}, and Triton needs {needed} at "
+                "least: compute on the CPU, or uninstall triton to compute with PyTorch's own operations there"
+            )
     return importlib.import_module("minigrad_kernels.triton_path")  # only now: importing Triton takes a while
 
 
@@ -134,7 +179,7 @@ def _path(x: torch.Tensor, activation: str) -> Any:
     if x.layout is not torch.strided:
         raise TypeError(f"a tensor of layout {x.layout} came: pass a dense one")
     on_triton = x.is_cpu if _INTERPRETED else x.is_cuda  # far cheaper than x.device.type
-    return _triton_path() if _HAS_TRITON and on_triton else plain
+    return _triton_path(x.get_device()) if _HAS_TRITON and on_triton else plain
 
 
 def _check_upstream(upstream: torch.Tensor, x: torch.Tensor) -> None:

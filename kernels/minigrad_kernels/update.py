@@ -121,8 +121,10 @@ def _prepare_kernel(
     single_rows_ptr, double_rows_ptr, table_ptr, n_single_rows, n_double_rows,
     RULE: tl.constexpr, CLIPS: tl.constexpr, STOPS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    tensor = tl.program_id(0).to(tl.int64) - 1
-    if tensor >= 0:
+    if report_ptr is None:
+        _write_coefficients(single_ptr, double_ptr, updates_ptr, learning_rate_ptr, 1, RULE)
+    elif tl.program_id(0) > 0:
+        tensor = tl.program_id(0).to(tl.int64) - 1
         entry_ptr = table_ptr + tensor * _ENTRY
         first, n_rows = tl.load(entry_ptr + _FIRST_TILE), tl.load(entry_ptr + _N_TILES)
         if tl.load(entry_ptr + _IS_DOUBLE) == 1:
@@ -132,43 +134,45 @@ def _prepare_kernel(
         tl.store(report_ptr + _NORMS + tensor, norm)
         tl.store(norms_ptr + tensor, norm.to(tl.float32))
     else:
-        applied = 1
-        if report_ptr is not None:
-            squares = _sum_of_squares(single_rows_ptr, 0, n_single_rows, ROWS)
-            squares += _sum_of_squares(double_rows_ptr, 0, n_double_rows, ROWS)
-            norm = tl.sqrt(squares)
-            is_finite = norm < float("inf")
-            if loss_ptr is not None:
-                loss = tl.load(loss_ptr).to(tl.float64)
-                is_finite = is_finite & (tl.abs(loss) < float("inf"))
-                tl.store(report_ptr + _LOSS, loss)
-            else:
-                tl.store(report_ptr + _LOSS, float("nan"))
-            applied = is_finite.to(tl.int32)
-            if STOPS:
-                applied = applied & tl.load(sound_ptr)
-                tl.store(sound_ptr, applied)
-            tl.store(report_ptr + _NORM, norm)
-            tl.store(report_ptr + _APPLIED, applied.to(tl.float64))
-            tl.store(applied_ptr, applied)
-            if CLIPS:
-                ratio = tl.load(double_ptr + 2 * CLIP_NORM) / norm
-                _set(single_ptr, double_ptr, CLIP, (tl.where(ratio < 1.0, ratio, 1.0), 0.0 * ratio))
-        rate = tl.load(learning_rate_ptr)
-        nothing = 0.0 * tl.load(double_ptr + 2 * WEIGHT_DECAY)
-        one = (nothing + 1.0, nothing)
-        learning_rate = (rate, nothing)
-        _set(single_ptr, double_ptr, LEARNING_RATE, learning_rate)
-        if RULE == "adamw":
-            decay = (tl.load(double_ptr + 2 * WEIGHT_DECAY), nothing)
-            _set(single_ptr, double_ptr, SHRINK, minus(one, times(learning_rate, decay)))
-        if updates_ptr is not None:
-            updates = tl.load(updates_ptr) + 1.0
-            rest = minus(one, _power(tl.load(double_ptr + 2 * FIRST), updates))
-            _set(single_ptr, double_ptr, STEP_SIZE, over(learning_rate, rest))
-            rest = minus(one, _power(tl.load(double_ptr + 2 * SECOND), updates))
-            _set(single_ptr, double_ptr, ROOT_FACTOR, over(one, root(rest)))
-            tl.store(updates_ptr, updates - (1 - applied))
+        squares = _sum_of_squares(single_rows_ptr, 0, n_single_rows, ROWS)
+        squares += _sum_of_squares(double_rows_ptr, 0, n_double_rows, ROWS)
+        norm = tl.sqrt(squares)
+        loss = float("nan")
+        is_finite = norm < float("inf")
+        if loss_ptr is not None:
+            loss = tl.load(loss_ptr).to(tl.float64)
+            is_finite = is_finite & (tl.abs(loss) < float("inf"))
+        applied = is_finite.to(tl.int32)
+        if STOPS:
+            applied = applied & tl.load(sound_ptr)
+            tl.store(sound_ptr, applied)
+        tl.store(report_ptr + _LOSS, loss)
+        tl.store(report_ptr + _NORM, norm)
+        tl.store(report_ptr + _APPLIED, applied.to(tl.float64))
+        tl.store(applied_ptr, applied)
+        if CLIPS:
+            ratio = tl.load(double_ptr + 2 * CLIP_NORM) / norm
+            _set(single_ptr, double_ptr, CLIP, (tl.where(ratio < 1.0, ratio, 1.0), 0.0 * norm))
+        _write_coefficients(single_ptr, double_ptr, updates_ptr, learning_rate_ptr, applied, RULE)
+
+
+@triton.jit
+def _write_coefficients(single_ptr, double_ptr, updates_ptr, learning_rate_ptr, applied, RULE: tl.constexpr):
+    """Write what follows from the learning rate and the count of updates, and count this one if it is applied."""
+    zero = 0.0 * tl.load(double_ptr + 2 * WEIGHT_DECAY)
+    one = (zero + 1.0, zero)
+    learning_rate = (tl.load(learning_rate_ptr), zero)
+    _set(single_ptr, double_ptr, LEARNING_RATE, learning_rate)
+    if RULE == "adamw":
+        decay = (tl.load(double_ptr + 2 * WEIGHT_DECAY), zero)
+        _set(single_ptr, double_ptr, SHRINK, minus(one, times(learning_rate, decay)))
+    if updates_ptr is not None:
+        updates = tl.load(updates_ptr) + 1.0
+        rest = minus(one, _power(tl.load(double_ptr + 2 * FIRST), updates))
+        _set(single_ptr, double_ptr, STEP_SIZE, over(learning_rate, rest))
+        rest = minus(one, _power(tl.load(double_ptr + 2 * SECOND), updates))
+        _set(single_ptr, double_ptr, ROOT_FACTOR, over(one, root(rest)))
+        tl.store(updates_ptr, updates - (1 - applied))
 
 
 @triton.jit
@@ -264,7 +268,7 @@ def _update_kernel(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tensors"])
 def _measure_kernel(
     measured_ptr, report_ptr, single_rows_ptr, double_rows_ptr, table_ptr, n_tensors,
     ROWS: tl.constexpr,

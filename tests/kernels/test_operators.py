@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 import minigrad  # noqa: F401  (makes the operators differentiable)
 import minigrad_kernels as kernels
 from cases import INTERPRETED
+from minigrad_kernels import operators
 
 
 def test_cpu_is_plain_unless_interpreted():
@@ -23,6 +24,7 @@ def test_gpu_runs_triton():
     assert kernels.path_for("cuda:0") == "triton"
 
 
+@pytest.mark.skipif(INTERPRETED, reason="without Triton nothing is interpreted: the process is the same")
 def test_everything_works_where_triton_is_absent():
     program = """
 import sys
@@ -124,3 +126,11 @@ def test_kernel_called_where_autograd_records_gives_the_exact_gradient(make, dev
     x = make(torch.full((3,), 20.0, device=device))  # where torch's gradient is 0
     (dx,) = torch.autograd.grad(kernels.derivative(x, None, "tanh", 0).sum(), x)
     torch.testing.assert_close(dx, 4 * torch.exp(-2 * x.detach()))
+
+
+def test_a_gpu_that_is_too_old_for_triton_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    with pytest.raises(RuntimeError, match=r"Tesla T4 has compute capability 7\.5, and Triton needs 8\.0 at least: "):
+        operators._triton_path(99)
