@@ -28,13 +28,13 @@ class Order:
 
     def places(self, first: int, count: int) -> Tensor:
         """Return the places of the samples of `count` batches from the index `first` on, (count, batch_size)."""
-        parts = []
+        parts = [self._epoch(first // self.batches_per_epoch)[:0]]
         while count > 0:
             epoch, begin = divmod(first, self.batches_per_epoch)
             part = self._epoch(epoch)[begin : begin + count]
             parts.append(part)
             first, count = first + len(part), count - len(part)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[1] if len(parts) == 2 else torch.cat(parts)
 
     def _epoch(self, epoch: int) -> Tensor:
         """Return the places of all batches of an epoch, (batches, batch_size)."""

@@ -3,6 +3,7 @@
 A CUDA graph is played here by a function that is called anew; with `-m gpu` it is one.
 """
 
+import copy
 import math
 from contextlib import nullcontext
 from functools import partial
@@ -14,6 +15,7 @@ import cases
 import minigrad
 from minigrad import GradientMonitor, Trainer, captured, trainer
 from minigrad.errors import UserError
+from minigrad.objectives import LANDSCAPES, Function
 from minigrad.objectives.order import Order
 from minigrad.record import NonFiniteError
 from minigrad.rules import RULES
@@ -94,6 +96,19 @@ class Classified:
         return loss * torch.where(self.calls > self.bad_from, math.nan, 1.0)
 
 
+def kept_by(made, monitor=None):
+    """Return the tensors that a step of a trainer changes."""
+    watched = () if monitor is None else monitor._layers._probes
+    return [
+        *made._tensors,
+        *flatten(made.state),
+        *([] if made._captured is None else [made._captured._row]),
+        *([] if monitor is None else monitor._updates._directions),
+        *(probe.fired.flags for probe in watched if probe.fired is not None),
+        *([made.objective.calls] if isinstance(made.objective, Classified) else []),
+    ]
+
+
 def train(objective, execution, steps, rule="momentum", watched=False, fused=True, **options):
     """Train for so many steps, in portions; return the figures of all, the monitor's and the verdicts, the trainer."""
     monitor = GradientMonitor(objective.network, window=4) if watched else None
@@ -101,14 +116,7 @@ def train(objective, execution, steps, rule="momentum", watched=False, fused=Tru
     made = Trainer(objective, RULES[rule], rate, execution=execution, monitor=monitor, **options)
     if not fused:
         made._fused = None
-    Played.kept = lambda: [
-        *made._tensors,
-        *flatten(made.state),
-        *(made._captured._row for _ in range(made._captured is not None)),
-        *(monitor._updates._directions if monitor is not None else ()),
-        *(p.fired.flags for p in (monitor._layers._probes if monitor is not None else ()) if p.fired is not None),
-        objective.calls,
-    ]
+    Played.kept = partial(kept_by, made, monitor)
     with monitor or nullcontext():
         records, readings = [], []
         for portion in steps:
@@ -197,11 +205,34 @@ def test_a_stop_ends_the_replays_and_the_next_portion_goes_on_there(device):
     assert all(map(torch.equal, made.parameters.values(), expected.parameters.values()))
 
 
+def test_it_goes_on_from_a_state_of_either_execution(device):
+    """Both ways, in the middle of an epoch; and a function, which has no data to choose from, is captured too."""
+    for before, after in (("graph", "eager"), ("eager", "graph")):
+        _, _, made = train(Classified(device), before, [6])
+        saved = copy.deepcopy(made.state_dict())
+        other = Trainer(Classified(device), RULES["momentum"], lambda step: 0.02 / (1 + step), execution=after)
+        Played.kept = partial(kept_by, other)
+        other.load_state_dict(saved)
+        other.advance(4)
+        made.advance(4)
+        assert all(map(torch.equal, made.parameters.values(), other.parameters.values()))
+
+
+def test_a_function_is_captured_too(device):
+    points = []
+    for execution in ("graph", "eager"):
+        made = Trainer(Function(LANDSCAPES["beale"], device), RULES["momentum"], 1e-3, execution=execution)
+        Played.kept = partial(kept_by, made)
+        made.advance(5)
+        points.append(made.objective.x)
+    assert torch.equal(*points)
+
+
 def test_it_is_captured_again_where_shapes_change_or_the_monitor_leaves(device):
     objective = Classified(device)
     monitor = GradientMonitor(objective.network)
     made = Trainer(objective, RULES["momentum"], 0.01, execution="graph", monitor=monitor)
-    Played.kept = lambda: [*made._tensors, *flatten(made.state), made._captured._row, *monitor._updates._directions]
+    Played.kept = partial(kept_by, made, monitor)
     graph = made._captured._graph
     counted = []
     capture = graph.capture

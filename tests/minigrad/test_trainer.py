@@ -686,3 +686,25 @@ def test_a_trainer_whose_monitor_is_not_attached_says_so_before_it_steps():
     with monitor:
         trainer.step()
     assert len(monitor.read()) == 1
+
+
+def test_a_compiled_loss_trains_to_the_same_figures(monkeypatch):
+    compiled = []
+    compile_ = torch.compile
+
+    def fast(function):  # the figures are the matter here, not the code generated for them
+        compiled.append(function)
+        return compile_(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", fast)
+    objectives = [Fit() for _ in range(2)]
+    made = [
+        Trainer(objective, adam, 0.05, execution=execution)
+        for objective, execution in zip(objectives, ("compile", "eager"), strict=True)
+    ]
+    records = [trainer.advance(5) for trainer in made]
+    assert compiled == [objectives[0].loss]
+    torch.testing.assert_close(records[0].loss, records[1].loss, rtol=1e-12, atol=0)
+    assert (
+        made[0].loss(0).grad_fn.name() == made[1].loss(0).grad_fn.name()
+    )  # what is drawn and surveyed is not compiled
