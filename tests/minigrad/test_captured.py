@@ -151,8 +151,7 @@ def nearly(a, b):
     return True
 
 
-@pytest.mark.parametrize("rule", ["momentum", "adamw"])
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.3, "accumulate": 2}], ids=["plain", "clipped, accumulated"])
+@pytest.mark.parametrize(("rule", "options"), [("momentum", {}), ("adamw", {"clip_norm": 0.3, "accumulate": 2})])
 def test_the_fused_step_is_the_step_that_is_written_out(rule, options, device):
     ours, theirs = (
         train(Classified(device), "eager", [3, 2], rule, watched=True, fused=fused, **options)

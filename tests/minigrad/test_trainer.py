@@ -705,6 +705,5 @@ def test_a_compiled_loss_trains_to_the_same_figures(monkeypatch):
     records = [trainer.advance(5) for trainer in made]
     assert compiled == [objectives[0].loss]
     torch.testing.assert_close(records[0].loss, records[1].loss, rtol=1e-12, atol=0)
-    assert (
-        made[0].loss(0).grad_fn.name() == made[1].loss(0).grad_fn.name()
-    )  # what is drawn and surveyed is not compiled
+    # what is drawn and surveyed is not compiled
+    assert made[0].loss(0).grad_fn.name() == made[1].loss(0).grad_fn.name()
