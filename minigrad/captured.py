@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from minigrad_kernels.fused_update import FusedUpdate
 
 CAPACITY = 512
-"""Steps that are replayed before what they reported has to be copied."""
+"""Steps that are replayed before what they reported has to be copied, at most."""
+PLACES_BYTES = 2**22
+"""That the places of their batches take, at most; one step's are always there."""
 
 
 class Graph:
@@ -52,8 +54,13 @@ class Graph:
     def capture(self, function: Callable[[], None]) -> None:
         """Record what a function launches, within `stream`; nothing of it is computed yet."""
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=self._stream):
-            function()
+        # cuBLAS keeps room to work in for every stream: the graph's has to be the graph's own, which nobody else frees.
+        torch._C._cuda_clearCublasWorkspaces()
+        try:
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+                function()
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
 
     def replay(self) -> None:
         """Launch all that was captured."""
@@ -111,12 +118,13 @@ class CapturedStep:
             rates: the learning rates, CAPACITY at most.
             after_step: called after every step; true ends it there.
 
-        Returns: (steps, 3 + parameters) float64 on the device, what the steps that were made reported.
+        Returns: (steps, 3 + parameters) float64 on the device, what the steps that were made reported: as many as there
+            are rates, or as there was room for the places of.
 
         Raises:
             UserError: the step cannot be captured.
         """
-        count = len(rates)
+        count = min(len(rates), _room(self._objective.places(first_batch, self._accumulate)))
         places = self._objective.places(first_batch, count * self._accumulate)
         places = places.view(count, self._accumulate, *places.shape[1:])
         if self._what_is_fixed(places) != self._fixed:
@@ -125,7 +133,8 @@ class CapturedStep:
             parameter.grad = gradient  # a step that was not replayed has left others
         self._update.return_to(self._located)
         self._places[:count].copy_(places)
-        self._rates[:count].copy_(_pinned(torch.tensor(rates, dtype=torch.float64), self._rates), non_blocking=True)
+        on_host = torch.tensor(rates[:count], dtype=torch.float64)
+        self._rates[:count].copy_(on_host.pin_memory() if self._rates.is_cuda else on_host, non_blocking=True)
         self._row.zero_()
         made = 0
         while made < count:
@@ -147,7 +156,7 @@ class CapturedStep:
         return [places.shape[1:], places.dtype, watched, *(parameter.data_ptr() for parameter in self._parameters)]
 
     def _capture(self, places: Tensor) -> None:
-        self._places = places.new_zeros((CAPACITY, *places.shape[1:]))
+        self._places = places.new_zeros((_room(places[0]), *places.shape[1:]))
         self._seen = None
         try:
             self._graph.capture(self._make_step)
@@ -179,6 +188,6 @@ class CapturedStep:
             self._row += 1
 
 
-def _pinned(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor from which a copy to where `like` is need not be waited for."""
-    return tensor.pin_memory() if like.is_cuda else tensor
+def _room(places: Tensor) -> int:
+    """Return for how many steps there is room, by the places of one step's batches."""
+    return min(CAPACITY, max(1, PLACES_BYTES // max(1, places.numel() * places.element_size())))

@@ -1,7 +1,7 @@
 """Measure what needs no GPU: minigrad's plain path against torch's own operations, in one run.
 
     python kernels/bench/cpu.py                        all sections, a table each
-    python kernels/bench/cpu.py --sections host        one of host, bandwidth, derivative
+    python kernels/bench/cpu.py --sections host        one of host, bandwidth, derivative, step
     python kernels/bench/cpu.py --write                also writes kernels/bench/results/cpu.{json,md}
 
 Every section first checks that minigrad's results are right, and stops if they are not. The two sides take turns, and
@@ -21,9 +21,11 @@ import torch
 
 import minigrad
 from bench.measure import Row, conditions, row, show, write
+from bench.training import Data, Task, by_hand, by_trainer
 from minigrad_kernels import plain
 
 ACTIVATIONS = ("tanh", "sigmoid", "relu")
+STEPS = 20  # at a time
 
 
 def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int, calls: int) -> list[list[float]]:
@@ -127,7 +129,22 @@ def derivative() -> Iterator[Row]:
         yield row("derivative", f"tanh, order {order}: speed-up", times, bound, inverse=True)
 
 
-SECTIONS = {"host": host, "bandwidth": bandwidth, "derivative": derivative}
+def step() -> Iterator[Row]:
+    """A training step of a small network, against PyTorch's loop by hand, and compiled against step by step."""
+    task = Task((64, 128, 128, 10), 256)
+    data = Data.of(task, torch.device("cpu"))
+    eager, compiled, loop = by_trainer(task, data, "eager"), by_trainer(task, data, "compile"), by_hand(task, data)
+    expected = torch.tensor(loop.losses(STEPS))
+    for ours in (eager, compiled):
+        torch.testing.assert_close(torch.tensor(ours.losses(STEPS)), expected, rtol=1e-4, atol=0)
+    sides = {"by minigrad, against PyTorch by hand": (eager, loop), "compiled, against as it is": (compiled, eager)}
+    for case, (ours, theirs) in sides.items():
+        portions = compare(partial(ours.advance, STEPS), partial(theirs.advance, STEPS), repeats=31, calls=1)
+        times = [[portion / STEPS for portion in side] for side in portions]
+        yield row("step", case, times, "")
+
+
+SECTIONS = {"host": host, "bandwidth": bandwidth, "derivative": derivative, "step": step}
 
 
 def main() -> None:

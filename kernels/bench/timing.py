@@ -39,7 +39,7 @@ class Contestant:
 
     Attributes:
         name: of its column.
-        call: returns fresh tensors, or None where it changes its arguments in place.
+        call: returns fresh tensors, or None where it changes its first argument in place.
         copies: the arguments of a call, several times; all of one shape, dtype and alignment.
         is_ours: whether a failure of it is one of the section; another's is shown in its column.
         wait: for the results of a library with a queue of its own; None for torch and Triton.
@@ -189,7 +189,11 @@ def _replayed(contestant: Contestant, device: torch.device, calls: int) -> Calla
         results = _rotate(contestant, calls)
     for tensor in _tensors(results[0]):
         tensor.fill_(float("nan") if tensor.is_floating_point() else -1)  # what a replay does not write shows
+    changed = _changed(contestant, results)
+    before = [beginning.clone() for beginning in changed]
     graph.replay()
+    if any(map(torch.equal, changed, before)):
+        raise CheckFailed(f"{contestant.name}: a replayed graph leaves a copy as it was")
     for actual, tensor in zip(_tensors(results[0]), _tensors(expected), strict=True):
         try:
             torch.testing.assert_close(actual, tensor)
@@ -207,6 +211,13 @@ def _replayed(contestant: Contestant, device: torch.device, calls: int) -> Calla
         return float(start.elapsed_time(end)) * 1e3 / calls
 
     return run
+
+
+def _changed(contestant: Contestant, results: list[Any]) -> list[Tensor]:
+    """Return the beginning of each copy that the calls change in place; nothing where they return results."""
+    if next(_tensors(results), None) is not None:
+        return []
+    return [copy[0].view(-1)[:64] for copy in contestant.copies[: len(results)]]
 
 
 def _tensors(results: Any) -> Iterator[Tensor]:

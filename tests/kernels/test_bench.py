@@ -1,6 +1,7 @@
 """The GPU benchmark without a GPU: every section runs dry, and none shows the figures of something wrong."""
 
 import json
+import math
 import re
 import time
 from dataclasses import replace
@@ -13,14 +14,14 @@ import cases
 import minigrad
 import minigrad_kernels as kernels
 import reference
-from bench import copies, elementwise, gpu, measure, monitor, peers, timing, ulps
+from bench import copies, elementwise, gpu, measure, monitor, peers, step, timing, ulps, update
 from bench.lines import Figure, Line
 from bench.setting import CheckFailed, Setting
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).parents[2] / "kernels" / "bench" / "results"
 # Triton's interpreter takes seconds for what it shows with one section of each kind of kernel as well.
-SECTIONS = ("bias", "exactness") if cases.INTERPRETED else tuple(gpu.SECTIONS)
+SECTIONS = ("bias", "exactness", "update") if cases.INTERPRETED else tuple(gpu.SECTIONS)
 not_interpreted = pytest.mark.skipif(cases.INTERPRETED, reason="the same on either path")
 
 
@@ -35,6 +36,14 @@ def test_section_runs_dry_and_says_so_in_every_line(name, capsys):
     assert len(lines) > 4
     assert all(line.startswith("[dry run] ") for line in lines)
     assert not re.search(r"\b(bounds|reached|missed)\b", "\n".join(lines))
+
+
+@not_interpreted
+def test_the_update_without_triton_says_so_in_place_of_figures(capsys):
+    assert gpu.main(["--dry", "--sections", "update"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(update.NEEDS_TRITON) for line in lines) == 5
+    assert not any("+-" in line for line in lines)
 
 
 def too_large(function):
@@ -53,6 +62,9 @@ def backward_too_large(x, upstream, activation, order):
 DERIVATIVE = kernels.derivative
 
 
+MLP = minigrad.nn.MLP
+
+
 def off_by_a_statistic(problem):
     raise AssertionError("Expected 1.0 but got 2.0.")
 
@@ -69,6 +81,8 @@ WRONG = {
     ),
     "derivatives": (minigrad, "derivative", too_large(minigrad.derivative), "tanh, order 1"),
     "monitor": (monitor, "check", off_by_a_statistic, "the monitor"),
+    "step": (minigrad.nn, "MLP", lambda sizes, _, *a, **b: MLP(sizes, "sigmoid", *a, **b), "minigrad's losses are off"),
+    "step, graph": (step, "off", lambda losses, expected: losses.append(0.0) or 0.0, "not those of the same steps"),
     "exactness": (minigrad, "tanh", too_large(minigrad.tanh), "tanh, forward, float32"),
     "exactness, halves": (kernels, "derivative", too_large(kernels.derivative), "first derivative, bfloat16"),
 }
@@ -87,6 +101,18 @@ def test_wrong_result_withholds_the_section_s_figures(case, monkeypatch, capsys)
     assert said in shown
     assert "---" not in shown.partition("last:")[0]  # no table
     assert "of another section" in shown
+
+
+@pytest.mark.skipif(not cases.INTERPRETED, reason="needs Triton's kernels")
+def test_a_wrong_update_is_not_timed(monkeypatch):
+    new = kernels.new_fused_update
+
+    def decaying(rule, options, *arguments, **how):
+        return new(rule, options | {"weight_decay": 1e-4}, *arguments, **how)
+
+    monkeypatch.setattr(kernels, "new_fused_update", decaying)
+    with pytest.raises(CheckFailed, match="gradient_descent, float32, 10 large tensors: minigrad's parameters are off"):
+        next(update.measure(Setting(CPU, dry=True, deadline=math.inf)))
 
 
 @not_interpreted
@@ -211,6 +237,16 @@ def test_replayed_graphs_compute_what_calls_compute_and_take_the_gpu_s_time():
 
     with pytest.raises(CheckFailed, match="another: a replayed graph"):
         timing.gpu_times([timing.Contestant("another", another_each_time, numbers, is_ours=True)], device, 3, 2)
+
+    def in_place(x):
+        x.add_(1)
+
+    def elsewhere(x):
+        x.add(1)
+
+    timing.gpu_times([timing.Contestant("in place", in_place, numbers, is_ours=True)], device, 3, 2)
+    with pytest.raises(CheckFailed, match="elsewhere: a replayed graph leaves a copy as it was"):
+        timing.gpu_times([timing.Contestant("elsewhere", elsewhere, numbers, is_ours=True)], device, 3, 2)
 
 
 def raises(*_):

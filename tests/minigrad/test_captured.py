@@ -217,6 +217,13 @@ def test_it_goes_on_from_a_state_of_either_execution(device):
         assert all(map(torch.equal, made.parameters.values(), other.parameters.values()))
 
 
+def test_a_large_batch_leaves_room_for_fewer_steps_at_a_time(device, monkeypatch):
+    monkeypatch.setattr(captured, "PLACES_BYTES", 2 * 4 * 8)  # two steps' places
+    ours, theirs = (train(Classified(device), execution, [7]) for execution in ("graph", "eager"))
+    assert_same(ours, theirs)
+    assert len(ours[2]._captured._places) == 2
+
+
 def test_a_function_is_captured_too(device):
     points = []
     for execution in ("graph", "eager"):
