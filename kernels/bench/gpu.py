@@ -10,6 +10,7 @@
     bias         bias and activation in one kernel, and its backward with the bias gradient: the same, and the speed-up
                  over torch.compile
     derivatives  the n-th derivative, n = 1 to 8: time over that of n = 1, speed-up over nested autograd
+    launching    a call on a small tensor, from the public function down to the bare launch
     update       all parameters updated by a rule: the time over that of torch's fused, the speed-up over its foreach,
                  the part of a copy's rate
     step         training steps: the speed-up over PyTorch's loop and over the best of all, and the memory
@@ -34,7 +35,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench import bias, derivatives, elementwise, exactness, step, update, watching
+from bench import bias, derivatives, elementwise, exactness, launching, step, update, watching
 from bench.lines import Line, markdown, plain
 from bench.measure import conditions, gpu_conditions, write_files
 from bench.setting import CheckFailed, Setting
@@ -57,9 +58,10 @@ class Section:
 
 
 SECTIONS = {
-    "elementwise": Section("Activations, forward and backward", elementwise.measure, 210),
+    "elementwise": Section("Activations, forward and backward", elementwise.measure, 200),
     "bias": Section("Bias and activation in one kernel", bias.measure, 70),
     "derivatives": Section("The n-th derivative of tanh", derivatives.measure, 25),
+    "launching": Section("A call on a small tensor, from Python down to the launch", launching.measure, 10),
     "update": Section("The update of all parameters", update.measure, 45),
     "step": Section("The whole training step", step.measure, 60),
     "monitor": Section("What it costs to watch", watching.measure, 40),

@@ -1,0 +1,89 @@
+"""What a call costs where Python decides: a small activation, from the public function down to the bare launch.
+
+Wall time per call, forward, nothing recorded. "launch" is Triton's own, which specialises on every argument anew;
+"compiled" calls what it found last time directly, without a look at the arguments, which is the most that a launcher
+of our own could save before it has guarded anything. The results of both are checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import minigrad
+import minigrad_kernels as kernels
+from bench.contest import OURS
+from bench.lines import Line
+from bench.setting import CheckFailed, Setting
+from bench.timing import ROUNDS, Absent, Contestant, figure, ratio, wall_times
+
+SIZES = (2**4, 2**10, 2**16)
+CALLS = 200
+ACTIVATION = "tanh"
+TORCH, OPERATION, LAUNCH, COMPILED = "torch", "operation", "launch", "compiled"
+
+
+def measure(setting: Setting) -> Iterator[Line]:
+    """Time the layers of a call at each size."""
+    for n_elements in setting.in_time(SIZES[:1] if setting.dry else SIZES):
+        x = torch.linspace(-4, 4, n_elements, device=setting.device)
+        contestants: list[Contestant | Absent] = [
+            Contestant(OURS, minigrad.tanh, [(x,)], is_ours=True),
+            Contestant(OPERATION, lambda x: kernels.derivative(x, None, ACTIVATION, 0), [(x,)], is_ours=True),
+            Contestant(TORCH, torch.tanh, [(x,)]),
+        ]
+        for name, call in launches(x, setting).items():
+            if isinstance(call, str):
+                contestants.append(Absent(name, call))
+            else:
+                contestants.append(Contestant(name, call, [(x,)], is_ours=True))
+        times = wall_times(contestants, setting.device, CALLS, 2 if setting.dry else ROUNDS)
+        names = (OURS, OPERATION, LAUNCH, COMPILED, TORCH)
+        cells = {f"{name} us": figure(times, name) for name in names}
+        yield Line(
+            {"call": f"{ACTIVATION}, forward, float32", "elements": str(n_elements)},
+            {**cells, "over torch": ratio(times, OURS, TORCH), "launch over compiled": ratio(times, LAUNCH, COMPILED)},
+        )
+
+
+def launches(x: Tensor, setting: Setting) -> dict[str, Callable[[Tensor], None] | str]:
+    """Return what launches the kernel into memory that is there already, in both ways; or why nothing can.
+
+    Raises:
+        CheckFailed: a launch computes something else than the function.
+    """
+    if setting.device.type != "cuda":
+        return dict.fromkeys((LAUNCH, COMPILED), "compiled for a GPU only")
+    from minigrad_kernels import elementwise
+
+    kernel, out, n_programs = elementwise._derivative_kernel, torch.empty_like(x), elementwise.tiles(x)
+    arguments: dict[str, Any] = dict.fromkeys(kernel.arg_names)
+    arguments |= {
+        "out_ptr": out,
+        "x_ptr": x,
+        "n_elements": x.numel(),
+        "ACTIVATION": ACTIVATION,
+        "ORDER": 0,
+        "UPSTREAM": "none",
+        "BLOCK": elementwise.block_size(x.element_size()),
+    }
+
+    def launch(x: Tensor) -> None:
+        kernel[(n_programs,)](**arguments, num_warps=elementwise.NUM_WARPS)
+
+    compiled = kernel[(n_programs,)](**arguments, num_warps=elementwise.NUM_WARPS)
+    values, index = list(arguments.values()), x.get_device()
+
+    def call_compiled(x: Tensor) -> None:
+        stream = torch._C._cuda_getCurrentRawStream(index)
+        compiled.run(n_programs, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None, *values)
+
+    for name, call in ((LAUNCH, launch), (COMPILED, call_compiled)):
+        out.fill_(torch.nan)
+        call(x)
+        if not torch.equal(out, minigrad.tanh(x)):
+            raise CheckFailed(f"{name}: another result than minigrad.tanh has")
+    return {LAUNCH: launch, COMPILED: call_compiled}
