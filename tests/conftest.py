@@ -1,8 +1,8 @@
 """What all tests share: the device, and determinism that poisons fresh memory with NaN."""
 
 import gc
-import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,18 +15,25 @@ torch.set_num_threads(1)  # the suite runs in as many processes as there are cor
 if INTERPRETED:
     from triton.runtime import interpreter
 
+    patch_language = interpreter._patch_lang
+
     @cache
-    def builtins_of(package: Any) -> list[str]:
-        """Return the names that Triton interprets; to find them takes longer than most calls within a kernel."""
-        return [name for name, member in inspect.getmembers(package) if interpreter.tl.core.is_builtin(member)]
+    def patch_language_once(function: Any) -> Any:
+        """Put what interprets a kernel into Triton's modules as Triton does at every call, and leave it there."""
+        scope = patch_language(function)
+        scope.restore = lambda: None
+        return scope
 
-    def patch_builtins(package: Any, builder: Any, scope: Any) -> None:
-        """Do as Triton does at every such call."""
-        for name in builtins_of(package):
-            if interpreter.tl.core.is_builtin(member := getattr(package, name)):
-                interpreter._patch_attr(package, name, member, builder, scope)
-
-    interpreter._patch_builtin = patch_builtins
+    interpreter._patch_lang = patch_language_once
+    # It computes every sum and product of integers again in 64 bits, for an assertion that only `debug` makes.
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=builder.options.debug)
+    # It makes the same few types again and again.
+    for kind in (interpreter.tl.block_type, interpreter.tl.pointer_type):
+        kind.__hash__ = interpreter.tl.dtype.__hash__  # by the name, which differs where they do
+    interpreter.tl.block_type.with_element_ty = cache(interpreter.tl.block_type.with_element_ty)
+    interpreter._get_np_dtype = cache(interpreter._get_np_dtype)
+    builder.get_block_ty = cache(builder.get_block_ty)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -52,6 +59,21 @@ def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         from minigrad_kernels import elementwise
 
         monkeypatch.setattr(elementwise, "BYTES_PER_PROGRAM", 1 << 18)
+
+
+@pytest.fixture
+def pictures_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let figures be drawn but not rendered, which takes as long as a short run does: for tests that look at none."""
+    monkeypatch.setattr("minigrad.tracking.as_png", lambda figure: b"")
+
+
+# Files with tests of half a minute. They begin first, so that at the end no core waits for one that began late.
+LONGEST = ("test_interpreter.py", "test_data_parallel.py", "test_slurm.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_collection_finish() -> None:

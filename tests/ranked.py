@@ -5,12 +5,13 @@ As a program, which is what torchrun starts, it carries out the command lines in
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,23 @@ def on_ranks(size: int, *commands: list[str]) -> list[list[int]]:
 
 @contextmanager
 def ended(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
-    """Let no process outlive the test."""
+    """Let no process outlive the test, nor one that it has started: torchrun's ranks are in sessions of their own."""
     with process:
         try:
             yield process
         finally:
+            started = descendants(process.pid) if process.poll() is None else []
             process.kill()
+            for number in started:
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+
+
+def descendants(process: int) -> list[int]:
+    """Return the processes that a process has started, and those that these have."""
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True).stdout
+    children = [int(number) for number in found.split()]
+    return [*children, *(number for child in children for number in descendants(child))]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

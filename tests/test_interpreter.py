@@ -1,6 +1,7 @@
 """Ring 2: the tests of the kernels and the Functions again, with Triton's kernels running in its interpreter.
 
-In processes of their own: Triton reads TRITON_INTERPRET when it is imported, and interprets or compiles for good.
+In processes of their own: Triton reads TRITON_INTERPRET when it is imported, and interprets or compiles for good. In
+few, since each takes seconds to import PyTorch.
 """
 
 import os
@@ -17,26 +18,19 @@ if INTERPRETED:
     pytest.skip("this process is already the interpreter's", allow_module_level=True)
 
 TESTS = Path(__file__).parent
-FILES = [
-    "kernels/test_contract.py",
-    "kernels/test_layouts.py",
-    "kernels/test_bias.py",
-    "kernels/test_bench.py",
-    "kernels/test_operators.py",
-    "kernels/test_statistics.py",
-    "kernels/test_update.py",
-    "minigrad/test_captured.py",
-    "minigrad/test_functions.py",
-    "minigrad/test_functional.py",
-    "minigrad/test_nn.py",
-    "minigrad/test_watched.py",
-]
+FILES = {
+    "kernels": ["kernels/test_contract.py", "kernels/test_layouts.py", "kernels/test_bias.py"],
+    "statistics": ["kernels/test_statistics.py", "minigrad/test_watched.py", "minigrad/test_functional.py"],
+    "functions": ["minigrad/test_functions.py", "kernels/test_operators.py", "minigrad/test_nn.py"],
+    "updates": ["kernels/test_update.py", "minigrad/test_captured.py", "kernels/test_bench.py"],
+}
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("file", FILES)
-def test_passes_in_tritons_interpreter(file):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", str(TESTS / file)]
+@pytest.mark.parametrize("group", FILES)
+def test_passes_in_tritons_interpreter(group):
+    files = [str(TESTS / file) for file in FILES[group]]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *files]
     result = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     print(result.stdout[-6000:], result.stderr[-2000:])
     assert result.returncode == 0

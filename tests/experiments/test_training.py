@@ -35,6 +35,7 @@ from runs import (
     summary,
 )
 
+pytestmark = pytest.mark.usefixtures("pictures_unseen")
 TINY = ["objective=quadratic", "objective.dimensions=3"]  # three variables: no path is drawn
 DIGITS = ["objective=digits", "objective.hidden=[8]"]
 

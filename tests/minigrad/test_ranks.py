@@ -16,6 +16,8 @@ from minigrad.ranks import ALONE, RankLost, Ranks, joined
 from minigrad.train import main
 from runs import last_checkpoint, resume, run, summary
 
+pytestmark = pytest.mark.usefixtures("pictures_unseen")
+
 
 @pytest.fixture
 def one_rank(monkeypatch):

@@ -11,6 +11,7 @@ import yaml
 from minigrad.train import main
 from runs import bits, checkpoints, curves, last_checkpoint, module, resume, run, signalled_after, summary
 
+pytestmark = pytest.mark.usefixtures("pictures_unseen")
 TINY = ["objective=quadratic", "objective.dimensions=3"]  # three variables: no path is drawn
 ANEW = "on resumption only steps, epochs, device, execution, log_every, on_verdict, rank_timeout may be given anew"
 

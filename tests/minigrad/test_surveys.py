@@ -7,6 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from minigrad.monitoring.histogram import EDGES
 from runs import bits, curves, last_checkpoint, resume, run, steps, summary
 
+pytestmark = pytest.mark.usefixtures("pictures_unseen")
 TINY = ["objective=digits", "objective.hidden=[8]", "device=cpu"]
 
 
