@@ -320,7 +320,11 @@ def _preparations() -> Iterator[Specialization]:
     sums = {"single_rows_ptr": "fp32", "double_rows_ptr": "fp64", "table_ptr": "i64"}
     for rule in update_rules.STATES:
         counts = {"updates_ptr": "fp64"} if rule in update_rules.COUNTING else {}
-        for kind, more in {", unguarded": {}, "": {"report_ptr": "fp64", "loss_ptr": "fp32"}}.items():
+        for kind, more in {
+            ", unguarded": {},
+            "": {"report_ptr": "fp64", "loss_ptr": "fp32"},
+            " of many tiles": {"report_ptr": "fp64", "loss_ptr": "fp32", "sums_ptr": "fp64"},
+        }.items():
             yield Specialization(
                 name=f"preparation of {rule}{kind}",
                 kernel=update._prepare_kernel,
@@ -332,11 +336,21 @@ def _preparations() -> Iterator[Specialization]:
                 | counts
                 | more,
                 constants={"RULE": rule, "CLIPS": bool(more), "STOPS": bool(more), "ROWS": update.ROWS},
-                sizes={"n_single_rows": False, "n_double_rows": False},
+                sizes={"n_single_rows": False, "n_double_rows": False, "n_sums": False},
                 bytes_loaded=0,
                 bytes_stored=0,
                 fuses=False,
             )
+    yield Specialization(
+        name="sums of the squares of many tiles",
+        kernel=update._combine_kernel,
+        dtype="fp64",
+        pointers={"sums_ptr": "fp64", "single_rows_ptr": "fp32", "double_rows_ptr": "fp64"},
+        constants={"ROWS": update.ROWS},
+        sizes={"n_single_rows": False, "n_double_rows": False},
+        bytes_loaded=0,
+        bytes_stored=0,
+    )
     yield Specialization(
         name="measurement of an update",
         kernel=update._measure_kernel,

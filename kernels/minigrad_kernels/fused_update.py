@@ -127,6 +127,10 @@ class FusedUpdate:
         self._decays = bool(options.get("weight_decay"))
         device = parameters[0].device
         self._single_rows, self._double_rows, self._groups, self._places = _cut(parameters)
+        n_rows = max(len(self._single_rows), len(self._double_rows))
+        many = n_rows > update.MANY_TILES
+        n_sums = triton.cdiv(n_rows, update.ROWS)
+        self._sums = torch.empty((n_sums, COLUMNS), dtype=torch.float64, device=device) if many else None
         self._single, self._double = _coefficients(options, clip_norm, device)
         self._norms = torch.empty(self._n, dtype=torch.float32, device=device)
         self._applied, self._sound = (torch.ones((), dtype=torch.int32, device=device) for _ in range(2))
@@ -153,6 +157,10 @@ class FusedUpdate:
                     rows_ptr=group.rows, table_ptr=self._table, tiles_ptr=group.tiles,
                     **group.arguments, num_warps=update.NUM_WARPS,
                 )  # fmt: skip
+            if self._sums is not None:
+                update._combine_kernel[(len(self._sums),)](
+                    sums_ptr=self._sums, **self._rows(), ROWS=update.ROWS, num_warps=update.NUM_WARPS
+                )
             self._launch(1 + self._n, report, learning_rate, loss)
             if measured is not None:
                 update._measure_kernel[(self._n,)](
@@ -179,13 +187,21 @@ class FusedUpdate:
         """Apply steps again after one that was not applied."""
         self._sound.fill_(1)
 
+    def _rows(self) -> dict[str, Any]:
+        """Return the arguments that tell of the sums of all tiles."""
+        return {
+            "single_rows_ptr": self._single_rows,
+            "n_single_rows": len(self._single_rows),
+            "double_rows_ptr": self._double_rows,
+            "n_double_rows": len(self._double_rows),
+        }
+
     def _launch(self, n_programs: int, report: Tensor | None, learning_rate: Tensor, loss: Tensor | None) -> None:
         update._prepare_kernel[(n_programs,)](
             report_ptr=report, norms_ptr=self._norms, single_ptr=self._single, double_ptr=self._double,
             applied_ptr=self._applied, sound_ptr=self._sound, updates_ptr=self._updates, loss_ptr=loss,
-            learning_rate_ptr=learning_rate, table_ptr=self._table,
-            single_rows_ptr=self._single_rows, n_single_rows=len(self._single_rows),
-            double_rows_ptr=self._double_rows, n_double_rows=len(self._double_rows),
+            learning_rate_ptr=learning_rate, table_ptr=self._table, **self._rows(),
+            sums_ptr=None if report is None else self._sums, n_sums=0 if self._sums is None else len(self._sums),
             RULE=self._rule, CLIPS=self._clips, STOPS=self._stops, ROWS=update.ROWS,
             num_warps=update.NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip

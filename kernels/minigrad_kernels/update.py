@@ -3,7 +3,7 @@
 A table on the device says where parameters, gradients and state lie; tensors are cut into tiles, one program each, so
 that many small tensors take one launch and large ones all of the card. A step is three launches:
 
-    squares    the sum of squares of each tile of the gradients
+    squares    the sum of squares of each tile of the gradients; of many tiles, a launch more adds up some at a time
     prepare    adds them up in a fixed order: the norm of each gradient and of all; from these whether the step is to be
                made and what the gradient is clipped by; the count of updates, and the coefficients of the step
     update     reads each gradient, parameter and state once, and writes parameter and state once, if it is to be
@@ -42,6 +42,8 @@ AMD's warps have twice as many, and as many as numbers of one or two words leave
 compilers make of it; it is no measurement."""
 ROWS = 1024
 """Tiles whose sums are read at a time."""
+MANY_TILES = 8 * ROWS
+"""From which on one program alone would add them up for longer than a launch takes; no measurement."""
 
 # What the table has for each tensor: its elements, where its tiles begin among those of its dtype and how many it has,
 # whether it is float64, and the addresses of its parameter, gradient (0: none), direction of the last gradient, state.
@@ -116,9 +118,24 @@ def _squares_kernel(
 
 
 @triton.jit(do_not_specialize=["n_single_rows", "n_double_rows"])
+def _combine_kernel(
+    sums_ptr, single_rows_ptr, double_rows_ptr, n_single_rows, n_double_rows,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Add up the squares of as many tiles as are read at a time, of both precisions, into a row of float64 sums."""
+    program = tl.program_id(0).to(tl.int64)
+    first = program * ROWS
+    n_single, n_double = n_single_rows - first, n_double_rows - first
+    squares = _sum_of_squares(single_rows_ptr + first * _COLUMNS, 0, tl.minimum(n_single, ROWS), ROWS)
+    squares += _sum_of_squares(double_rows_ptr + first * _COLUMNS, 0, tl.minimum(n_double, ROWS), ROWS)
+    tl.store(sums_ptr + program * _COLUMNS, squares)
+    tl.store(sums_ptr + program * _COLUMNS + 1, 1.0)
+
+
+@triton.jit(do_not_specialize=["n_single_rows", "n_double_rows", "n_sums"])
 def _prepare_kernel(
     report_ptr, norms_ptr, single_ptr, double_ptr, applied_ptr, sound_ptr, updates_ptr, loss_ptr, learning_rate_ptr,
-    single_rows_ptr, double_rows_ptr, table_ptr, n_single_rows, n_double_rows,
+    single_rows_ptr, double_rows_ptr, sums_ptr, table_ptr, n_single_rows, n_double_rows, n_sums,
     RULE: tl.constexpr, CLIPS: tl.constexpr, STOPS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     if report_ptr is None:
@@ -134,8 +151,11 @@ def _prepare_kernel(
         tl.store(report_ptr + _NORMS + tensor, norm)
         tl.store(norms_ptr + tensor, norm.to(tl.float32))
     else:
-        squares = _sum_of_squares(single_rows_ptr, 0, n_single_rows, ROWS)
-        squares += _sum_of_squares(double_rows_ptr, 0, n_double_rows, ROWS)
+        if sums_ptr is None:
+            squares = _sum_of_squares(single_rows_ptr, 0, n_single_rows, ROWS)
+            squares += _sum_of_squares(double_rows_ptr, 0, n_double_rows, ROWS)
+        else:
+            squares = _sum_of_squares(sums_ptr, 0, n_sums, ROWS)
         norm = tl.sqrt(squares)
         loss = float("nan")
         is_finite = norm < float("inf")
