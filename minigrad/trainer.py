@@ -28,7 +28,6 @@ from minigrad.rules import Rule, check_rule, fused, new_state
 from minigrad.tensors import flatten, on_host, overwrite, total_norm
 
 EXECUTIONS = ("eager", "graph", "compile")
-_WARM_UP = 5  # steps made one by one before one is captured: kernels are compiled, libraries set themselves up
 
 
 class Report(NamedTuple):
@@ -123,7 +122,6 @@ class Trainer:
         self._monitor = monitor
         self._loss = torch.compile(objective.loss) if execution == "compile" else objective.loss
         self._captured = self._new_captured() if execution == "graph" else None
-        self._warm_up = _WARM_UP
         self._precision: Callable[[], AbstractContextManager[Any]] = (
             nullcontext if autocast is None else partial(torch.autocast, self._tensors[0].device.type, autocast)
         )
@@ -134,8 +132,7 @@ class Trainer:
         It waits for nothing, so it cannot raise where the loss or the gradient is not finite: then nothing changes,
         and unless `on_nonfinite` is "skip" nothing changes any more until `advance` has raised.
         """
-        if self._monitor is not None and not self._monitor.is_attached:
-            raise RuntimeError("the monitor is not attached: call its attach(), or use it as a context")
+        self._check_watched()
         first = self.next_batch
         loss, gradients = self._backward(self.objective.batch(first + i) for i in range(self._accumulate))
         learning_rate = self._rate_at(self.steps)
@@ -168,6 +165,10 @@ class Trainer:
                 raise UserError(f"the loss does not depend on {name}: leave it out of the objective's parameters()")
             gradients.append(tensor.grad)
         return losses[0] if self._accumulate == 1 else torch.stack(losses).mean(), gradients
+
+    def _check_watched(self) -> None:
+        if self._monitor is not None and not self._monitor.is_attached:
+            raise RuntimeError("the monitor is not attached: call its attach(), or use it as a context")
 
     def _on_device(self, learning_rate: float) -> Tensor:
         """Return a learning rate as a number on the device, () float64."""
@@ -218,13 +219,13 @@ class Trainer:
         """
         if steps < 1:
             raise ValueError(f"`steps` is {steps}: pass at least 1")
+        self._check_watched()
         first_step = self.steps
         reports: list[Report] = []
         with nullcontext() if self._captured is None else self._captured.stream():
             is_over = False
             while len(reports) < steps and not is_over:
-                if self._captured is None or self._warm_up > 0:
-                    self._warm_up -= 1
+                if self._captured is None or self._captured.is_warming_up(self.next_batch):
                     reports.append(self.step())
                     is_over = stop()
                 else:
@@ -301,7 +302,6 @@ class Trainer:
         overwrite(self.parameters, saved["parameters"], "parameters")
         overwrite(self.state, saved["rule"], "state of the rule")
         self.steps = saved["steps"]
-        self._warm_up = _WARM_UP
         self._release()
 
     def _release(self) -> None:

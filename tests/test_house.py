@@ -109,6 +109,7 @@ PUBLIC = {
         "new_tally",
         "norm",
         "path_for",
+        "put_row",
     ],
 }
 

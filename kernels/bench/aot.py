@@ -23,7 +23,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from minigrad_kernels import MAX_ORDER, bias, elementwise, statistics, update, update_rules
+from minigrad_kernels import MAX_ORDER, bias, elementwise, rows, statistics, update, update_rules
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -341,6 +341,16 @@ def _preparations() -> Iterator[Specialization]:
                 bytes_stored=0,
                 fuses=False,
             )
+    yield Specialization(
+        name="row of a table",
+        kernel=rows._put_row_kernel,
+        dtype="fp64",
+        pointers={"table_ptr": "fp64", "values_ptr": "fp64", "row_ptr": "i64"},
+        constants={"BLOCK": rows.BLOCK},
+        sizes={"n_columns": False},
+        bytes_loaded=0,
+        bytes_stored=0,
+    )
     yield Specialization(
         name="sums of the squares of many tiles",
         kernel=update._combine_kernel,

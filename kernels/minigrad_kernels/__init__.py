@@ -15,6 +15,7 @@ from minigrad_kernels.operators import (
     new_fused_update,
     new_tally,
     path_for,
+    put_row,
 )
 from minigrad_kernels.plain_statistics import COLUMNS, Tally, norm
 from minigrad_kernels.polynomials import MAX_ORDER
@@ -40,4 +41,5 @@ __all__ = [
     "new_tally",
     "norm",
     "path_for",
+    "put_row",
 ]

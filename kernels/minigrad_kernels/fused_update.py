@@ -15,6 +15,7 @@ from minigrad_kernels import update
 from minigrad_kernels import update_rules as rules
 from minigrad_kernels.elementwise import is_in_memory
 from minigrad_kernels.plain_statistics import COLUMNS
+from minigrad_kernels.rows import is_captured
 
 MEASURED = 4
 """Numbers that are measured of each tensor."""
@@ -228,7 +229,7 @@ class FusedUpdate:
     def return_to(self, located: Located) -> None:
         """Go by where an earlier step found everything, for a graph that is about to be replayed."""
         self._located = located
-        if located is self._on_device or (self._table.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if located is self._on_device or is_captured(self._table):
             return
         table = located.table.pin_memory() if self._table.is_cuda else located.table  # else it would be waited for
         self._table.copy_(table, non_blocking=True)
@@ -240,8 +241,7 @@ class FusedUpdate:
             raise ValueError(f"{len(gradients)} gradients came for {self._n} parameters: pass one for each, or None")
         given = zip(self._parameters, gradients, strict=True)
         key = [(p.data_ptr(), None if g is None else (g.data_ptr(), g.shape, g.stride(), g.dtype)) for p, g in given]
-        if key != self._located.key:
-            self.return_to(self._search(key, gradients))
+        self.return_to(self._located if key == self._located.key else self._search(key, gradients))
         for i in self._located.gapped:
             self._located.memory[i].copy_(self._parameters[i].detach())
         for i, copy in self._located.copies.items():
@@ -258,7 +258,8 @@ class FusedUpdate:
         entries = []
         for i, place in enumerate(self._places):
             operands = [memory[i], copies.get(i, gradients[i]), *self._owned[i]]
-            entry = [*place, *(0 if operand is None else operand.data_ptr() for operand in operands)]
+            # Of an empty tensor the address is 0, which is to mean that there is none.
+            entry = [*place, *(0 if operand is None else operand.data_ptr() or 1 for operand in operands)]
             entries.append(entry + [0] * (update.ENTRY - len(entry)))
         return Located(key, memory, gapped, copies, torch.tensor(entries))
 
@@ -280,6 +281,13 @@ def _check(
         )
     if not parameters:
         raise ValueError("there are no parameters: pass at least one")
+    first_at: dict[int, int] = {}
+    for i, parameter in enumerate(parameters):
+        j = first_at.setdefault(parameter.data_ptr(), i) if parameter.numel() else i
+        if j != i:
+            raise ValueError(f"parameters {j} and {i} are the same memory: pass it once")
+        if any(size > 1 and stride == 0 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)):
+            raise ValueError(f"parameter {i} is expanded, its elements share memory: pass what it was expanded from")
     for i, parameter in enumerate(parameters):
         if parameter.dtype not in _TRITON:
             raise TypeError(f"parameter {i} is of {parameter.dtype}: pass one of {', '.join(map(str, _TRITON))}")

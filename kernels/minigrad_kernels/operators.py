@@ -90,6 +90,17 @@ def new_fused_update(
     )
 
 
+def put_row(table: torch.Tensor, row: torch.Tensor, values: torch.Tensor) -> None:
+    """Write table[row] = values, where only the device knows the row; for a device whose path is Triton's.
+
+    Args:
+        table: (rows, n), contiguous; changed in place.
+        row: one int64, below `rows`, on the same device.
+        values: (n,), contiguous, of the table's dtype.
+    """
+    _triton_path(table.get_device()).put_row(table, row, values)
+
+
 def _index(device: torch.device | str) -> int:
     """Return the number of a device among those of its kind, -1 for the CPU."""
     return torch.empty(0, device=device).get_device()

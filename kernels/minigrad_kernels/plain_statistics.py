@@ -101,7 +101,7 @@ class Tally:
         return keys, _table(rows, self._device) if rows else None
 
     def addresses(self) -> list[int]:
-        """Return the addresses of memory that stays between passes; here there is none."""
+        """Return by what memory that stays between passes is known; here there is none."""
         return []
 
     def _add(self, layer: Layer, direction: int, row: Row, device: torch.device) -> None:
@@ -186,6 +186,8 @@ class Scratch:
 
     def like(self, values: torch.Tensor) -> torch.Tensor:
         """Return memory for a result of the shape, dtype and device of `values`, until the next call."""
+        if values.device.type != "cpu":  # whose allocators keep memory themselves; and a graph needs what stays
+            return torch.empty_like(values)
         n = values.numel()
         if len(self._flat) < n or self._flat.dtype != values.dtype or self._flat.device != values.device:
             self._flat = values.new_empty(n)

@@ -14,6 +14,7 @@ import torch
 from minigrad_kernels import bias as biased
 from minigrad_kernels import elementwise, plain_statistics
 from minigrad_kernels.plain_statistics import COLUMNS
+from minigrad_kernels.rows import is_captured
 from minigrad_kernels.statistics import second_stage
 from minigrad_kernels.watch import BACKWARD, FORWARD, Fired, Layer, Watch
 
@@ -58,7 +59,7 @@ class Tally(plain_statistics.Tally):
         return keys, torch.cat(rows) if len(rows) > 1 else rows[0] if rows else None
 
     def addresses(self) -> list[int]:
-        """Return the addresses of memory that stays between passes."""
+        """Return by what memory that stays between passes is known."""
         return [address for buffer in self._buffers.values() for address in buffer.addresses()]
 
     def _watch(
@@ -108,15 +109,18 @@ class _Buffer:
         return finished
 
     def addresses(self) -> list[int]:
-        """Return where the rows lie, and the table of where each layer's begin."""
-        return [self._rows.data_ptr(), *([] if self._table is None else [self._table[1].data_ptr()])]
+        """Return where the rows lie, and by what the table of where each layer's begin is known."""
+        if self._table is None:
+            return [self._rows.data_ptr()]
+        segments, table = self._table
+        return [self._rows.data_ptr(), table.data_ptr(), hash(tuple(segments))]
 
     def _finish(self) -> None:
         if not self._segments:
             return
         if self._table is None or self._table[0] != self._segments:
             device = self._rows.device
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            if is_captured(self._rows):
                 raise RuntimeError("the watched layers' passes are not those of the step before")
             host = torch.tensor(self._segments, pin_memory=device.type == "cuda")  # else the copy would be waited for
             self._table = self._segments, host.to(device, non_blocking=True)

@@ -315,4 +315,4 @@ def _measure(measured_ptr, norm_ptr, rows_ptr, entry_ptr, n_tensors, ROWS: tl.co
     tl.store(measured_ptr, norm + missing)
     tl.store(measured_ptr + n_tensors, tl.sqrt(_sum_of_squares(rows_ptr, 2, n_rows, ROWS)) + missing)
     tl.store(measured_ptr + 2 * n_tensors, tl.sqrt(_sum_of_squares(rows_ptr, 4, n_rows, ROWS)) + missing)
-    tl.store(measured_ptr + 3 * n_tensors, tl.sum(product) / norm)
+    tl.store(measured_ptr + 3 * n_tensors, tl.sum(product) / norm + missing)

@@ -99,7 +99,7 @@ class Layers:
                 probe.fired_before, probe.fired = probe.fired, None
 
     def addresses(self) -> list[int]:
-        """Return the addresses to which the kernels of watched layers write; from now on windows leave them."""
+        """Return by what the memory is known that watched layers write to; from now on windows leave it where it is."""
         self._stays = True
         flags = [probe.fired.flags.data_ptr() for probe in self._probes if probe.fired is not None]
         return [*flags, *(address for tally in self._tallies.values() for address in tally.addresses())]

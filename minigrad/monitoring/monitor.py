@@ -204,6 +204,10 @@ class GradientMonitor:
         """Return what was seen since the last step, on the device, and forget it; for a step that is captured."""
         return Step(self._layers.take(), *self._updates.measure(measured))
 
+    def forget(self) -> None:
+        """Forget the passes that were seen since the last step."""
+        self._layers.take()
+
     def replayed(self) -> None:
         """Count a step that was captured and is replayed; `extend` brings what was seen in it."""
         self._count()
@@ -213,11 +217,11 @@ class GradientMonitor:
         self._pending.extend(steps)
 
     def addresses(self) -> list[int]:
-        """Return the addresses of all that kernels write to while the model is watched, for a step that is captured.
+        """Return by what all memory that stays between steps is known, for a step that is captured.
 
-        From now on they change only where sizes do, or another state is loaded.
+        From now on this changes only where sizes do, or another state is loaded.
         """
-        return self._layers.addresses()
+        return [*self._layers.addresses(), *self._updates.addresses()]
 
     def directions_of(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
         """Return the directions of the last gradients, for an update that measures in its own pass what it does.

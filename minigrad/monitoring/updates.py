@@ -46,6 +46,10 @@ class Updates:
         self._directions = [d.to(p.device) for d, p in zip(self._directions, self._parameters, strict=True)]
         return self._directions
 
+    def addresses(self) -> list[int]:
+        """Return the addresses of what is kept of parameters and gradients."""
+        return [tensor.data_ptr() for tensor in (*self._before, *self._directions)]
+
     @torch.no_grad()
     def measure(self, measured: Tensor | None = None) -> tuple[list[int], Tensor | None]:
         """Return what the last update did, without waiting for the device.
@@ -62,6 +66,9 @@ class Updates:
         if measured is not None:
             self._before = []  # it needs no copies
             return list(range(len(self._parameters))), measured.view(-1)
+        if not self._before:  # what the last update did was measured in its own pass, and of this one it is not known
+            self.begin()
+            torch._foreach_mul_(self._before, torch.nan)
         gradients = {i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None}
         for i, direction in enumerate(self._directions):
             if i not in gradients:

@@ -294,6 +294,25 @@ def test_what_is_measured_is_what_happened(rule, device):
     assert all(map(torch.equal, parameters, bits))
 
 
+def test_of_a_parameter_without_a_gradient_nothing_is_measured(device):
+    parameters = [torch.ones(n, device=device) for n in (5, 0, 3)]
+    directions = [torch.full_like(p, math.nan) for p in parameters]
+    update = new_update("gradient_descent", parameters, directions=directions)
+    update.apply([torch.ones_like(p) for p in parameters], number(0.5, device))
+    measured = update.apply([None, *map(torch.ones_like, parameters[1:])], number(0.5, device)).measured
+    assert measured[:, 0].isnan().all()
+    assert measured[:3, 1].tolist() == [0, 0, 0]
+    assert measured[:, 2].tolist() == pytest.approx([math.sqrt(3), 0.5 * math.sqrt(3), 0.5 * math.sqrt(3), 1])
+
+
+def test_a_row_is_put_where_the_device_says(device):
+    table = torch.zeros(3, 1030, dtype=torch.float64, device=device)
+    values = torch.arange(1030, dtype=torch.float64, device=device)
+    kernels.put_row(table, torch.tensor([1], device=device), values)
+    kernels.put_row(table[:, :0], torch.tensor([1], device=device), values[:0])
+    assert torch.equal(table, torch.stack([torch.zeros_like(values), values, torch.zeros_like(values)]))
+
+
 def test_parameters_and_gradients_may_move(device):
     p = torch.nn.Parameter(torch.zeros(3, device=device))
     update = new_update("gradient_descent", [p])
@@ -339,8 +358,12 @@ def test_what_does_not_fit_is_refused(device):
         new_update("gradient_descent", [p], directions=[torch.zeros(4, device=device)])
     with pytest.raises(ValueError, match=r"a gradient is \(4,\) of torch.float32 .* pass one alike"):
         new_update("gradient_descent", [p]).apply([torch.zeros(4, device=device)], number(0.1, device))
+    with pytest.raises(ValueError, match="parameters 0 and 2 are the same memory: pass it once"):
+        new_update("gradient_descent", [p, torch.zeros(2, device=device), p.view(3, 1)])
+    with pytest.raises(ValueError, match="parameter 0 is expanded"):
+        new_update("gradient_descent", [p[:1].expand(4)])
     with pytest.raises(ValueError, match="1 gradients came for 2 parameters"):
-        new_update("gradient_descent", [p, p]).apply([p], number(0.1, device))
+        new_update("gradient_descent", [p, p.clone()]).apply([p], number(0.1, device))
 
 
 @pytest.mark.gpu
