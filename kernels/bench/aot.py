@@ -283,7 +283,7 @@ def _updates(backend: str) -> Iterator[Specialization]:
     for dtype, itemsize in ITEMSIZE.items():
         wide = "fp64" if dtype == "fp64" else "fp32"
         tile_bytes = blocks[itemsize] * itemsize
-        of_dtype = {"DTYPE": DTYPES[dtype], "BLOCK": blocks[itemsize]}
+        of_dtype = {"DTYPE": DTYPES[dtype], "WORDS": 1 if itemsize == 2 else 2, "BLOCK": blocks[itemsize]}
         yield Specialization(
             name="squares of gradients" + where,
             kernel=update._squares_kernel,
@@ -293,6 +293,7 @@ def _updates(backend: str) -> Iterator[Specialization]:
             sizes={},
             bytes_loaded=tile_bytes,
             bytes_stored=0,
+            fuses=False,
             backend=backend,
         )
         for rule, n_states in update_rules.STATES.items():
@@ -305,9 +306,7 @@ def _updates(backend: str) -> Iterator[Specialization]:
                     kernel=update._update_kernel,
                     dtype=dtype,
                     pointers=tables | {"coefficients_ptr": wide} | more,
-                    constants={"RULE": rule, "CLIPS": full, "DECAYS": full, "N_STATES": n_states}
-                    | {"WORDS": 1 if itemsize == 2 else 2}
-                    | of_dtype,
+                    constants={"RULE": rule, "CLIPS": full, "DECAYS": full, "N_STATES": n_states} | of_dtype,
                     sizes={},
                     bytes_loaded=tile_bytes * (2 + n_states),
                     bytes_stored=tile_bytes * (1 + n_states),
@@ -344,7 +343,7 @@ def _preparations() -> Iterator[Specialization]:
     yield Specialization(
         name="row of a table",
         kernel=rows._put_row_kernel,
-        dtype="fp64",
+        dtype="b64",  # it only moves
         pointers={"table_ptr": "fp64", "values_ptr": "fp64", "row_ptr": "i64"},
         constants={"BLOCK": rows.BLOCK},
         sizes={"n_columns": False},

@@ -59,7 +59,7 @@ def _fast_two_sum(a, b):
 
 
 @triton.jit
-def _two_product(a, b):
+def two_product(a, b):
     """Return a b rounded, and what the rounding left out."""
     product = a * b
     if not _INTERPRETED:
@@ -107,7 +107,7 @@ def times(a, b):
     if len(a) == 1:
         return (a[0] * b[0],)
     else:
-        high, error = _two_product(a[0], b[0])
+        high, error = two_product(a[0], b[0])
         return _fast_two_sum(high, _finite(error + (a[0] * b[1] + a[1] * b[0])))
 
 
@@ -118,7 +118,7 @@ def over(a, b):
         return (_divide(a[0], b[0]),)
     else:
         quotient = _divide(a[0], b[0])
-        product, error = _two_product(b[0], quotient)
+        product, error = two_product(b[0], quotient)
         product, error = _fast_two_sum(product, error + b[1] * quotient)
         rest = (a[0] - product) + (a[1] - error)
         return _fast_two_sum(quotient, _finite(_divide(rest, b[0])))
@@ -131,6 +131,6 @@ def root(a):
         return (_root(a[0]),)
     else:
         high = _root(a[0])
-        square, error = _two_product(high, high)
+        square, error = two_product(high, high)
         rest = ((a[0] - square) - error) + a[1]
         return _fast_two_sum(high, _finite(_divide(rest, 2.0 * high)))

@@ -84,7 +84,8 @@ class FusedUpdate:
 
     A step is rounded once: a parameter comes out within 1 ULP of the larger of itself and its change, as long as the
     squares of gradients are in the dtype's range (in float32's if that is wider) and the sums of a rule do not cancel
-    beyond the dtype's own digits. The norms are summed in a fixed order.
+    beyond the dtype's own digits; in float64, where the gradient is clipped, within 2 ULP. The norms are summed in a
+    fixed order.
 
     Args:
         rule: one of `STATES` of `update_rules`.
@@ -156,7 +157,7 @@ class FusedUpdate:
             for group in self._groups:
                 update._squares_kernel[(len(group.tiles),)](
                     rows_ptr=group.rows, table_ptr=self._table, tiles_ptr=group.tiles,
-                    **group.arguments, num_warps=update.NUM_WARPS,
+                    **group.arguments, num_warps=update.NUM_WARPS, enable_fp_fusion=False,
                 )  # fmt: skip
             if self._sums is not None:
                 update._combine_kernel[(len(self._sums),)](
@@ -208,14 +209,13 @@ class FusedUpdate:
         )  # fmt: skip
         for group in self._groups:
             is_double = group.arguments["DTYPE"] == tl.float64
-            is_half = group.arguments["DTYPE"] in (tl.float16, tl.bfloat16)
             update._update_kernel[(len(group.tiles),)](
                 rows_ptr=group.rows if self._measures else None, table_ptr=self._table, tiles_ptr=group.tiles,
                 coefficients_ptr=self._double if is_double else self._single,
                 applied_ptr=None if report is None else self._applied,
                 norms_ptr=report[update.REPORTED :] if is_double and report is not None else self._norms,
                 RULE=self._rule, CLIPS=self._clips, DECAYS=self._decays, N_STATES=rules.STATES[self._rule],
-                WORDS=1 if is_half else 2, **group.arguments, num_warps=update.NUM_WARPS, enable_fp_fusion=False,
+                **group.arguments, num_warps=update.NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
         for i in self._located.gapped:
             self._parameters[i].detach().copy_(self._located.memory[i])
@@ -349,7 +349,7 @@ def _cut(parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[_Group], li
     rows = {wide: torch.empty((n, COLUMNS), dtype=wide, device=device) for wide, n in n_rows.items()}
     groups = []
     for dtype, parts in tiles.items():
-        arguments = {"DTYPE": _TRITON[dtype], "BLOCK": _block(dtype)}
+        arguments = {"DTYPE": _TRITON[dtype], "WORDS": 1 if dtype.itemsize == 2 else 2, "BLOCK": _block(dtype)}
         group = _Group(torch.cat(parts).to(device), rows[torch.promote_types(dtype, torch.float32)], arguments)
         if len(group.tiles):
             groups.append(group)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from minigrad_kernels.arithmetic import narrow, widen
-from minigrad_kernels.double_word import minus, over, root, times
+from minigrad_kernels.double_word import minus, over, root, times, two_product
 from minigrad_kernels.plain_statistics import COLUMNS
 from minigrad_kernels.statistics import column_of, scale_of, scales, write_squares
 from minigrad_kernels.update_rules import (
@@ -52,7 +52,7 @@ _N_ELEMENTS, _FIRST_TILE, _N_TILES, _IS_DOUBLE = map(tl.constexpr, range(4))
 _PARAMETER, _GRADIENT, _DIRECTION, _STATE = map(tl.constexpr, range(4, 8))
 _ENTRY = tl.constexpr(ENTRY)
 # A row of a tile's sums: squares of the gradient, of the parameter, of its change, and the gradient times the direction
-# of the last; each with the magnitude by which it was scaled.
+# of the last; each with the magnitude by which it was scaled. The first has a second word where the next will be.
 _COLUMNS = tl.constexpr(COLUMNS)
 # A report on the step: the loss, the norm of the gradient, whether it was applied, then each tensor's gradient's norm.
 REPORTED = 3
@@ -102,19 +102,37 @@ def _store(entry_ptr, OPERAND: tl.constexpr, offsets, value, DTYPE: tl.constexpr
 
 
 @triton.jit
+def _write_gradient_squares(row_ptr, g, WORDS: tl.constexpr):
+    """Write a tile's sum of squares, in float32 in two words: by what follows from it the gradient is clipped."""
+    write_squares(row_ptr, g)
+    tl.store(row_ptr + 2, 0.0)
+    if WORDS == 2 and g.dtype == tl.float32:
+        scaled = g * scale_of(tl.max(tl.abs(g)))
+        square, error = two_product(scaled, scaled)  # below 4, whose sum below 2^12 as a whole number of 2^-50
+        total = tl.sum((square * 2.0**50).to(tl.int64) + (error * 2.0**50).to(tl.int64))
+        high = total.to(tl.float32)
+        low = (total - high.to(tl.int64)).to(tl.float32)
+        if tl.sum(square) < float("inf"):
+            tl.store(row_ptr, high * 2.0**-50)
+            tl.store(row_ptr + 2, low * 2.0**-50)
+
+
+@triton.jit
 def _squares_kernel(
     rows_ptr, table_ptr, tiles_ptr,
-    DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, entry_ptr, offsets, is_whole = _place(table_ptr, tiles_ptr, BLOCK)
     gradient = tl.load(entry_ptr + _GRADIENT)
+    row_ptr = rows_ptr + row * _COLUMNS
     if gradient == 0:
-        tl.store(rows_ptr + row * _COLUMNS, 0.0)
-        tl.store(rows_ptr + row * _COLUMNS + 1, 1.0)
+        tl.store(row_ptr, 0.0)
+        tl.store(row_ptr + 1, 1.0)
+        tl.store(row_ptr + 2, 0.0)
     elif is_whole & (gradient % 16 == 0):
-        write_squares(rows_ptr + row * _COLUMNS, _load(entry_ptr, _GRADIENT, offsets, DTYPE, False))
+        _write_gradient_squares(row_ptr, _load(entry_ptr, _GRADIENT, offsets, DTYPE, False), WORDS)
     else:
-        write_squares(rows_ptr + row * _COLUMNS, _load(entry_ptr, _GRADIENT, offsets, DTYPE, True))
+        _write_gradient_squares(row_ptr, _load(entry_ptr, _GRADIENT, offsets, DTYPE, True), WORDS)
 
 
 @triton.jit(do_not_specialize=["n_single_rows", "n_double_rows"])
@@ -130,6 +148,7 @@ def _combine_kernel(
     squares += _sum_of_squares(double_rows_ptr + first * _COLUMNS, 0, tl.minimum(n_double, ROWS), ROWS)
     tl.store(sums_ptr + program * _COLUMNS, squares)
     tl.store(sums_ptr + program * _COLUMNS + 1, 1.0)
+    tl.store(sums_ptr + program * _COLUMNS + 2, 0.0)
 
 
 @triton.jit(do_not_specialize=["n_single_rows", "n_double_rows", "n_sums"])
@@ -197,12 +216,15 @@ def _write_coefficients(single_ptr, double_ptr, updates_ptr, learning_rate_ptr, 
 
 @triton.jit
 def _sum_of_squares(rows_ptr, COLUMN: tl.constexpr, n_rows, ROWS: tl.constexpr):
-    """Return the sum of squares of which a column and the next have the scaled parts, in float64; 0 where none are."""
+    """Return the sum of squares that a column and the next have, of which the first has two words, in float64."""
     total = tl.zeros([ROWS], dtype=tl.float64)
     for start in range(0, n_rows, ROWS):
         rows = start + tl.arange(0, ROWS).to(tl.int64)  # [ROWS]
         scale = scales(rows_ptr, rows, COLUMN + 1, n_rows)
-        total += column_of(rows_ptr, rows, COLUMN, n_rows) / scale / scale
+        squares = column_of(rows_ptr, rows, COLUMN, n_rows)
+        if COLUMN == 0:
+            squares += column_of(rows_ptr, rows, 2, n_rows)
+        total += squares / scale / scale
     return tl.sum(total)
 
 

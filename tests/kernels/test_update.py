@@ -213,6 +213,22 @@ def test_a_longer_gradient_is_scaled_to_the_norm(clip_norm, device):
     assert all((g == 1).all() for g in gradients)
 
 
+@pytest.mark.parametrize("n", [1, 3, 1024, 3000])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_a_clipped_step_is_rounded_once_too(n, dtype, device):
+    generator = torch.Generator().manual_seed(n)
+    g = (torch.randn(n, generator=generator) * torch.rand(n, generator=generator).exp()).to(dtype)
+    p = torch.zeros(n, dtype=dtype, device=device)
+    new_update("gradient_descent", [p], clip_norm=0.3).apply([g.to(device)], number(RATE, device))
+    with mpmath.workdps(50):
+        elements = [mpmath.mpf(value) for value in g.double().tolist()]
+        norm = mpmath.sqrt(sum(value * value for value in elements))
+        exact = [-mpmath.mpf(RATE) * value * min(mpmath.mpf(0.3) / norm, 1) for value in elements]
+        ulps = reference.ulp(torch.tensor([float(value) for value in exact], dtype=torch.float64), dtype).tolist()
+        errors = [abs(new - value) / ulp for new, value, ulp in zip(p.double().tolist(), exact, ulps, strict=True)]
+    assert max(errors) <= {torch.float32: 0.501, torch.float64: 2}.get(dtype, 0.51)
+
+
 BAD = {
     "NaN in a gradient": (math.nan, 1.0),
     "an infinite gradient": (-math.inf, 1.0),
