@@ -103,7 +103,7 @@ class CapturedStep:
         self._graph, self._objective, self._backward, self._update = graph, objective, backward, update
         self._parameters, self._accumulate, self._monitor = parameters, accumulate, monitor
         self._gradients: list[Tensor | None] = []
-        self._located = update.located
+        self._located = update.locations.located
         self._fixed: list[Any] = []  # what the graph was captured for
         self._last: list[Any] = []  # the same of the last step that was made one by one, and how many before were alike
         self._n_alike = 0
@@ -153,7 +153,7 @@ class CapturedStep:
         places = self._objective.places(first_batch, count * self._accumulate)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient  # a step that was not replayed has left others
-        self._update.return_to(self._located)
+        self._update.locations.return_to(self._located)
         self._places[:count].copy_(places.reshape(count, self._accumulate, *places.shape[1:]))
         on_host = torch.tensor(rates[:count], dtype=torch.float64)
         self._rates[:count].copy_(on_host.pin_memory() if self._rates.is_cuda else on_host, non_blocking=True)
@@ -201,7 +201,7 @@ class CapturedStep:
                 f"print), copy from there, or change shapes; start again with execution=eager ({said})"
             ) from error
         self._gradients = [parameter.grad for parameter in self._parameters]
-        self._located = self._update.located
+        self._located = self._update.locations.located
         self._fixed = self._what_is_fixed(places)
 
     def _make_step(self) -> None:

@@ -76,7 +76,7 @@ def _polynomial(s, ACTIVATION: tl.constexpr, ORDER: tl.constexpr):
 
 
 @triton.jit
-def _divide(numerator, denominator):
+def divide(numerator, denominator):
     """Return the correctly rounded quotient: `/` alone is off by up to 2 ULP in float32."""
     if numerator.dtype == tl.float64:
         return numerator / denominator
@@ -132,7 +132,7 @@ def _tanh(u):
     k, q = _reduce(y)
     half_scale = _power_of_two(k - 1)
     m = half_scale * q + (half_scale - 0.5)
-    quotient = _divide(tl.where(m < 1.0, m * m, 1.0), 1.0 + m)
+    quotient = divide(tl.where(m < 1.0, m * m, 1.0), 1.0 + m)
     return _with_sign_of(tl.where(m < 1.0, m, 1.0) - quotient, u)
 
 
@@ -142,7 +142,7 @@ def _sigmoid(x):
     k, q = _reduce(-tl.abs(x))
     scale = _power_of_two(k >> 1)  # half of the exponent now, half at the end: 2^k alone may be subnormal
     e = (scale + scale * q) * _power_of_two(k - (k >> 1))
-    return _divide(tl.where(x >= 0.0, 1.0, e), 1.0 + e)
+    return divide(tl.where(x >= 0.0, 1.0, e), 1.0 + e)
 
 
 @triton.jit
@@ -153,7 +153,7 @@ def _sech_and_tanh(u):
     h = scale + scale * q
     m = scale * q + (scale - 1.0)  # h - 1, accurate near 0
     m = m * (m + 2.0)  # h^2 - 1
-    return _divide(2.0 * h, 1.0 + h * h), _with_sign_of(_divide(0.0 - m, m + 2.0), u)
+    return divide(2.0 * h, 1.0 + h * h), _with_sign_of(divide(0.0 - m, m + 2.0), u)
 
 
 @triton.jit

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from triton import knobs
 
+from minigrad_kernels.arithmetic import divide
+
 _INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 _SPLITTER = tl.constexpr(2.0**27 + 1)  # cuts a float64 in two halves whose products are exact
 
@@ -25,14 +27,6 @@ _SPLITTER = tl.constexpr(2.0**27 + 1)  # cuts a float64 in two halves whose prod
 @triton.jit
 def _finite(error):
     return tl.where(tl.abs(error) < float("inf"), error, 0.0)
-
-
-@triton.jit
-def _divide(numerator, denominator):
-    if numerator.dtype == tl.float64:
-        return numerator / denominator
-    else:
-        return tl.math.div_rn(numerator, denominator)
 
 
 @triton.jit
@@ -115,13 +109,13 @@ def times(a, b):
 def over(a, b):
     """Return a / b."""
     if len(a) == 1:
-        return (_divide(a[0], b[0]),)
+        return (divide(a[0], b[0]),)
     else:
-        quotient = _divide(a[0], b[0])
+        quotient = divide(a[0], b[0])
         product, error = two_product(b[0], quotient)
         product, error = _fast_two_sum(product, error + b[1] * quotient)
         rest = (a[0] - product) + (a[1] - error)
-        return _fast_two_sum(quotient, _finite(_divide(rest, b[0])))
+        return _fast_two_sum(quotient, _finite(divide(rest, b[0])))
 
 
 @triton.jit
@@ -133,4 +127,4 @@ def root(a):
         high = _root(a[0])
         square, error = two_product(high, high)
         rest = ((a[0] - square) - error) + a[1]
-        return _fast_two_sum(high, _finite(_divide(rest, 2.0 * high)))
+        return _fast_two_sum(high, _finite(divide(rest, 2.0 * high)))

@@ -1,4 +1,4 @@
-"""The fused update from Python: the table of where everything lies, and the launches of a step (`update`)."""
+"""The fused update from Python: how tensors are cut into tiles, and the launches of a step (`update`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from minigrad_kernels import update
 from minigrad_kernels import update_rules as rules
-from minigrad_kernels.elementwise import is_in_memory
+from minigrad_kernels.locations import Locations
 from minigrad_kernels.plain_statistics import COLUMNS
-from minigrad_kernels.rows import is_captured
 
 MEASURED = 4
 """Numbers that are measured of each tensor."""
@@ -61,24 +60,6 @@ class _Group:
     arguments: dict[str, Any]
 
 
-class Located(NamedTuple):
-    """Where a step found everything.
-
-    Attributes:
-        key: by which a later step finds it unchanged.
-        memory: the parameters as the kernels see them.
-        gapped: numbers of those that have gaps in memory and so are copied there and back.
-        copies: of gradients that do not lie as their parameters do, by number.
-        table: (n, ENTRY) int64 on the host.
-    """
-
-    key: list[Any]
-    memory: list[Tensor]
-    gapped: list[int]
-    copies: dict[int, Tensor]
-    table: Tensor
-
-
 class FusedUpdate:
     """Updates all parameters of a model by a rule, in one launch, without the host reading anything.
 
@@ -97,6 +78,9 @@ class FusedUpdate:
         stops: whether nothing changes any more after a step that was not applied, until `release`.
         directions: for a monitor the last gradients, each of length 1, flat in the order of the parameter's memory, in
             float32 at least; changed in place.
+
+    Attributes:
+        locations: where all of this lies; a graph that is to be replayed returns to those that it was captured with.
 
     Raises:
         TypeError: a dtype is none of these.
@@ -119,16 +103,17 @@ class FusedUpdate:
         _check(rule, parameters, lists, counts, directions)
         self._parameters = parameters
         self._n = len(parameters)
-        self._owned = [  # of each parameter, in the order of the table
-            [None if directions is None else directions[i], *(state[i] for state in lists)] for i in range(self._n)
-        ]
         self._updates = counts[0] if counts else None
         self._measures = directions is not None
         self._stops = stops
         self._rule, self._clips = rule, clip_norm is not None
         self._decays = bool(options.get("weight_decay"))
         device = parameters[0].device
-        self._single_rows, self._double_rows, self._groups, self._places = _cut(parameters)
+        self._single_rows, self._double_rows, self._groups, places = _cut(parameters)
+        owned = [
+            [None if directions is None else directions[i], *(state[i] for state in lists)] for i in range(self._n)
+        ]
+        self.locations = Locations(parameters, places, owned)
         n_rows = max(len(self._single_rows), len(self._double_rows))
         many = n_rows > update.MANY_TILES
         n_sums = triton.cdiv(n_rows, update.ROWS)
@@ -136,8 +121,6 @@ class FusedUpdate:
         self._single, self._double = _coefficients(options, clip_norm, device)
         self._norms = torch.empty(self._n, dtype=torch.float32, device=device)
         self._applied, self._sound = (torch.ones((), dtype=torch.int32, device=device) for _ in range(2))
-        self._table = torch.zeros((self._n, update.ENTRY), dtype=torch.int64, device=device)
-        self._located = self._on_device = Located([], [], [], {}, torch.empty(0))
 
     def apply(self, gradients: Sequence[Tensor | None], learning_rate: Tensor, loss: Tensor | None = None) -> Outcome:
         """Make a step if its gradients and its loss are finite.
@@ -150,13 +133,13 @@ class FusedUpdate:
         Raises:
             ValueError: a gradient does not fit its parameter.
         """
-        self._locate(gradients)
+        self.locations.locate(gradients)
         report = self._double.new_empty(update.REPORTED + self._n)
         measured = self._double.new_empty((MEASURED, self._n)) if self._measures else None
-        with torch.cuda.device_of(self._table):
+        with torch.cuda.device_of(self.locations.table):
             for group in self._groups:
                 update._squares_kernel[(len(group.tiles),)](
-                    rows_ptr=group.rows, table_ptr=self._table, tiles_ptr=group.tiles,
+                    rows_ptr=group.rows, table_ptr=self.locations.table, tiles_ptr=group.tiles,
                     **group.arguments, num_warps=update.NUM_WARPS, enable_fp_fusion=False,
                 )  # fmt: skip
             if self._sums is not None:
@@ -167,7 +150,7 @@ class FusedUpdate:
             if measured is not None:
                 update._measure_kernel[(self._n,)](
                     measured_ptr=measured, report_ptr=report,
-                    single_rows_ptr=self._single_rows, double_rows_ptr=self._double_rows, table_ptr=self._table,
+                    single_rows_ptr=self._single_rows, double_rows_ptr=self._double_rows, table_ptr=self.locations.table,
                     n_tensors=self._n, ROWS=update.ROWS, num_warps=update.NUM_WARPS,
                 )  # fmt: skip
         return Outcome(report, measured)
@@ -181,8 +164,8 @@ class FusedUpdate:
         """
         if self._measures or self._clips:
             raise ValueError("clip_norm and directions need the norms of the gradients: call apply(), or give neither")
-        self._locate(gradients)
-        with torch.cuda.device_of(self._table):
+        self.locations.locate(gradients)
+        with torch.cuda.device_of(self.locations.table):
             self._launch(1, None, learning_rate, None)
 
     def release(self) -> None:
@@ -202,7 +185,7 @@ class FusedUpdate:
         update._prepare_kernel[(n_programs,)](
             report_ptr=report, norms_ptr=self._norms, single_ptr=self._single, double_ptr=self._double,
             applied_ptr=self._applied, sound_ptr=self._sound, updates_ptr=self._updates, loss_ptr=loss,
-            learning_rate_ptr=learning_rate, table_ptr=self._table, **self._rows(),
+            learning_rate_ptr=learning_rate, table_ptr=self.locations.table, **self._rows(),
             sums_ptr=None if report is None else self._sums, n_sums=0 if self._sums is None else len(self._sums),
             RULE=self._rule, CLIPS=self._clips, STOPS=self._stops, ROWS=update.ROWS,
             num_warps=update.NUM_WARPS, enable_fp_fusion=False,
@@ -210,58 +193,15 @@ class FusedUpdate:
         for group in self._groups:
             is_double = group.arguments["DTYPE"] == tl.float64
             update._update_kernel[(len(group.tiles),)](
-                rows_ptr=group.rows if self._measures else None, table_ptr=self._table, tiles_ptr=group.tiles,
+                rows_ptr=group.rows if self._measures else None, table_ptr=self.locations.table, tiles_ptr=group.tiles,
                 coefficients_ptr=self._double if is_double else self._single,
                 applied_ptr=None if report is None else self._applied,
                 norms_ptr=report[update.REPORTED :] if is_double and report is not None else self._norms,
                 RULE=self._rule, CLIPS=self._clips, DECAYS=self._decays, N_STATES=rules.STATES[self._rule],
                 **group.arguments, num_warps=update.NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
-        for i in self._located.gapped:
-            self._parameters[i].detach().copy_(self._located.memory[i])
+        self.locations.copy_back()
         torch.autograd.graph.increment_version(self._parameters)
-
-    @property
-    def located(self) -> Located:
-        """Where the last step found everything."""
-        return self._located
-
-    def return_to(self, located: Located) -> None:
-        """Go by where an earlier step found everything, for a graph that is about to be replayed."""
-        self._located = located
-        if located is self._on_device or is_captured(self._table):
-            return
-        table = located.table.pin_memory() if self._table.is_cuda else located.table  # else it would be waited for
-        self._table.copy_(table, non_blocking=True)
-        self._on_device = located
-
-    def _locate(self, gradients: Sequence[Tensor | None]) -> None:
-        """Bring the table up to date if anything has moved, and what is copied, without waiting for the device."""
-        if len(gradients) != self._n:
-            raise ValueError(f"{len(gradients)} gradients came for {self._n} parameters: pass one for each, or None")
-        given = zip(self._parameters, gradients, strict=True)
-        key = [(p.data_ptr(), None if g is None else (g.data_ptr(), g.shape, g.stride(), g.dtype)) for p, g in given]
-        self.return_to(self._located if key == self._located.key else self._search(key, gradients))
-        for i in self._located.gapped:
-            self._located.memory[i].copy_(self._parameters[i].detach())
-        for i, copy in self._located.copies.items():
-            copy.copy_(gradients[i])  # type: ignore[arg-type]  # there is one
-
-    def _search(self, key: list[Any], gradients: Sequence[Tensor | None]) -> Located:
-        memory = [p.detach() if _is_dense(p) else torch.empty_like(p) for p in self._parameters]
-        gapped = [i for i, p in enumerate(self._parameters) if not _is_dense(p)]
-        copies = {
-            i: torch.empty_like(memory[i])
-            for i, gradient in enumerate(gradients)
-            if gradient is not None and not _fits(gradient, memory[i])
-        }
-        entries = []
-        for i, place in enumerate(self._places):
-            operands = [memory[i], copies.get(i, gradients[i]), *self._owned[i]]
-            # Of an empty tensor the address is 0, which is to mean that there is none.
-            entry = [*place, *(0 if operand is None else operand.data_ptr() or 1 for operand in operands)]
-            entries.append(entry + [0] * (update.ENTRY - len(entry)))
-        return Located(key, memory, gapped, copies, torch.tensor(entries))
 
 
 def _check(
@@ -307,25 +247,6 @@ def _check(
     devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
         raise ValueError(f"parameters and state are on {', '.join(map(str, devices))}: pass them on one device")
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Return whether the elements lie without gaps, each in its own place."""
-    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
-
-
-def _fits(gradient: Tensor, memory: Tensor) -> bool:
-    """Return whether a gradient can be read where it lies.
-
-    Raises:
-        ValueError: it is not one of this parameter.
-    """
-    if (gradient.shape, gradient.dtype, gradient.device) != (memory.shape, memory.dtype, memory.device):
-        raise ValueError(
-            f"a gradient is {tuple(gradient.shape)} of {gradient.dtype} on {gradient.device} and its parameter "
-            f"{tuple(memory.shape)} of {memory.dtype} on {memory.device}: pass one alike"
-        )
-    return is_in_memory(gradient) and gradient.stride() == memory.stride()
 
 
 def _cut(parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[_Group], list[list[int]]]:

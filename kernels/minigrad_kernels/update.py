@@ -1,4 +1,4 @@
-"""The kernels of the fused update: one launch changes all parameters of a model, by any rule of `update_rules`.
+"""The kernels of the fused update: one launch changes all parameters of a dtype, by any rule of `update_rules`.
 
 A table on the device says where parameters, gradients and state lie; tensors are cut into tiles, one program each, so
 that many small tensors take one launch and large ones all of the card. A step is three launches:
