@@ -110,10 +110,9 @@ class FusedUpdate:
         self._decays = bool(options.get("weight_decay"))
         device = parameters[0].device
         self._single_rows, self._double_rows, self._groups, places = _cut(parameters)
-        owned = [
-            [None if directions is None else directions[i], *(state[i] for state in lists)] for i in range(self._n)
-        ]
-        self.locations = Locations(parameters, places, owned)
+        none: list[Tensor | None] = [None] * self._n
+        kept = zip(none if directions is None else directions, *lists, strict=True)  # in the order of the table
+        self.locations = Locations(parameters, places, list(kept))
         n_rows = max(len(self._single_rows), len(self._double_rows))
         many = n_rows > update.MANY_TILES
         n_sums = triton.cdiv(n_rows, update.ROWS)
@@ -150,8 +149,8 @@ class FusedUpdate:
             if measured is not None:
                 update._measure_kernel[(self._n,)](
                     measured_ptr=measured, report_ptr=report,
-                    single_rows_ptr=self._single_rows, double_rows_ptr=self._double_rows, table_ptr=self.locations.table,
-                    n_tensors=self._n, ROWS=update.ROWS, num_warps=update.NUM_WARPS,
+                    single_rows_ptr=self._single_rows, double_rows_ptr=self._double_rows,
+                    table_ptr=self.locations.table, n_tensors=self._n, ROWS=update.ROWS, num_warps=update.NUM_WARPS,
                 )  # fmt: skip
         return Outcome(report, measured)
 

@@ -1,4 +1,4 @@
-"""Where the tensors of a fused update lie: the table that its kernels read, kept true without waiting for the device."""
+"""Where the tensors of a fused update lie: a table that its kernels read, kept true without waiting for the device."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class Locations:
         self._on_device = located
 
     def _search(self, key: list[Any], gradients: Sequence[Tensor | None]) -> Located:
-        memory = [p.detach() if is_dense(p) else torch.empty_like(p) for p in self._parameters]
-        gapped = [i for i, p in enumerate(self._parameters) if not is_dense(p)]
+        memory = [p.detach() if _is_dense(p) else torch.empty_like(p) for p in self._parameters]
+        gapped = [i for i, p in enumerate(self._parameters) if not _is_dense(p)]
         copies = {
             i: torch.empty_like(memory[i])
             for i, gradient in enumerate(gradients)
@@ -102,7 +102,7 @@ class Locations:
         return Located(key, memory, gapped, copies, torch.tensor(entries))
 
 
-def is_dense(tensor: Tensor) -> bool:
+def _is_dense(tensor: Tensor) -> bool:
     """Return whether the elements lie without gaps, each in its own place."""
     return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
