@@ -66,7 +66,7 @@ class Updates:
         if measured is not None:
             self._before = []  # it needs no copies
             return list(range(len(self._parameters))), measured.view(-1)
-        if not self._before:  # what the last update did was measured in its own pass, and of this one it is not known
+        if self._parameters and not self._before:  # the last update measured itself, and of this one it is not known
             self.begin()
             torch._foreach_mul_(self._before, torch.nan)
         gradients = {i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None}

@@ -249,3 +249,25 @@ def test_the_state_of_other_parameters_is_refused():
     one, other = (Updates([torch.zeros(n)]) for n in (2, 3))
     with pytest.raises(UserError, match="directions of the gradients do not fit"):
         one.load_state_dict(other.state_dict())
+
+
+def test_what_an_update_has_measured_is_taken_and_the_next_change_is_not_made_up():
+    parameters = [Parameter(torch.ones(3)), Parameter(torch.ones(2))]
+    updates = Updates(parameters)
+    updates.begin()
+    assert updates.directions_of(parameters[::-1]) is None
+    directions = updates.directions_of(parameters)
+    for direction in directions:
+        direction.fill_(0.6)
+    told = torch.arange(8.0, dtype=torch.float64).view(4, 2)
+    here, measured = updates.measure(told)
+    assert (here, measured.tolist()) == ([0, 1], told.view(-1).tolist())
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    _, measured = updates.measure()  # by who did not measure: what the parameters were before, nobody knows
+    rows = dict(zip(MEASURED, measured.view(4, 2), strict=True))
+    assert rows["gradient_norm"].tolist() == pytest.approx([math.sqrt(3), math.sqrt(2)])
+    assert rows["update_norm"].isnan().all()
+    assert rows["gradient_cosine"].tolist() == pytest.approx([0.6 * math.sqrt(3), 0.6 * math.sqrt(2)])
+    _, measured = updates.measure()
+    assert measured.view(4, 2)[MEASURED.index("update_norm")].tolist() == [0, 0]
