@@ -2,10 +2,12 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from experiments.training import Config
 from minigrad import catalog, ranks
 from minigrad.data_parallel import DataParallel
 from minigrad.errors import UserError
@@ -163,3 +165,12 @@ def test_a_run_of_before_there_were_ranks_is_resumed():
     assert "rank_timeout" not in config.read_text()
     assert resume("here", "steps=8")["steps"] == 8
     assert resume("here", "steps=9", "rank_timeout=5")["steps"] == 9
+
+
+@pytest.mark.parametrize("execution", ["graph", "compile"])
+def test_several_ranks_make_their_steps_eagerly(execution):
+    config = SimpleNamespace(execution=execution)
+    with pytest.raises(
+        UserError, match=f"execution={execution}: a step of several ranks is made eagerly; leave it out"
+    ):
+        Config.new_shared(config, None, SimpleNamespace(is_alone=False))
