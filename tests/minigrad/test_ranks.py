@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from experiments.training import Config
 from minigrad import catalog, ranks
 from minigrad.data_parallel import DataParallel
 from minigrad.errors import UserError
@@ -173,4 +172,4 @@ def test_several_ranks_make_their_steps_eagerly(execution):
     with pytest.raises(
         UserError, match=f"execution={execution}: a step of several ranks is made eagerly; leave it out"
     ):
-        Config.new_shared(config, None, SimpleNamespace(is_alone=False))
+        catalog.load_experiment("training").Config.new_shared(config, None, SimpleNamespace(is_alone=False))
