@@ -1,7 +1,7 @@
 """What all tests share: the device, and determinism that poisons fresh memory with NaN."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -53,12 +53,23 @@ def poisoned() -> Iterator[None]:
 
 
 @pytest.fixture
-def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def change_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that changes what Triton's programs take, by the names of `blocks`."""
+
+    def change(**changes: Any) -> None:
+        from minigrad_kernels import bias, blocks, elementwise, fused_update, statistics
+
+        for module in (bias, elementwise, fused_update, statistics):
+            monkeypatch.setattr(module, "BLOCKS", replace(blocks.BLOCKS, **changes))
+
+    return change
+
+
+@pytest.fixture
+def large_blocks(change_blocks: Callable[..., None]) -> None:
     """Give the interpreter few large programs where a test sweeps many numbers; elsewhere change nothing."""
     if INTERPRETED:
-        from minigrad_kernels import elementwise
-
-        monkeypatch.setattr(elementwise, "BYTES_PER_PROGRAM", 1 << 18)
+        change_blocks(elementwise=1 << 18)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from minigrad_kernels import MAX_ORDER, bias, elementwise, rows, statistics, update, update_rules
+from minigrad_kernels.blocks import Blocks, blocks_on
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -52,7 +53,6 @@ class Specialization:
         misaligned: pointers to compile without the knowledge of alignment.
         numbers: float32 arguments.
         fuses: whether the compiler may contract a product and a sum.
-        backend: of the targets that it is for, "cuda" or "hip"; None: of all.
     """
 
     name: str
@@ -66,11 +66,6 @@ class Specialization:
     misaligned: frozenset[str] = field(default=frozenset())
     numbers: frozenset[str] = field(default=frozenset())
     fuses: bool = True
-    backend: str | None = None
-
-    def suits(self, target: GPUTarget) -> bool:
-        """Return whether it is launched there."""
-        return self.backend in (None, target.backend)
 
     @property
     def is_watched(self) -> bool:
@@ -143,26 +138,27 @@ class Compiled:
         return (bool(offsets) or "tensor<" not in self.ttir) and {*offsets, *products} <= {"i64"}
 
 
-def specializations(orders: Iterable[int] = range(MAX_ORDER + 1)) -> Iterator[Specialization]:
+def specializations(blocks: Blocks, orders: Iterable[int] = range(MAX_ORDER + 1)) -> Iterator[Specialization]:
     """Yield every kernel with every dtype and activation, for these orders; sizes that are no multiple of anything."""
     for dtype, itemsize in ITEMSIZE.items():
         for activation in ("sigmoid", "tanh", "relu"):
-            yield from _derivatives(dtype, itemsize, activation, orders)
-            yield from _from_output(dtype, itemsize, activation)
-            yield from _with_bias(dtype, itemsize, activation)
-        yield _column_sum(dtype)
-    yield from _second_stage()
-    for backend in ("cuda", "hip"):
-        yield from _updates(backend)
-    yield from _preparations()
+            yield from _derivatives(blocks, dtype, itemsize, activation, orders)
+            yield from _from_output(blocks, dtype, itemsize, activation)
+            yield from _with_bias(blocks, dtype, itemsize, activation)
+        yield _column_sum(blocks, dtype)
+    yield from _second_stage(blocks)
+    yield from _updates(blocks)
+    yield from _around_updates(blocks)
 
 
 def wide_accesses(target: GPUTarget, n_bytes: int) -> int:
     """Return in how many 16-byte accesses the threads of one program move so many bytes, each thread its share."""
-    return n_bytes // (16 * elementwise.NUM_WARPS * int(target.warp_size))
+    return n_bytes // (16 * blocks_on(target.backend).num_warps * int(target.warp_size))
 
 
-def _derivatives(dtype: str, itemsize: int, activation: str, orders: Iterable[int]) -> Iterator[Specialization]:
+def _derivatives(
+    blocks: Blocks, dtype: str, itemsize: int, activation: str, orders: Iterable[int]
+) -> Iterator[Specialization]:
     for order in orders:
         if activation == "relu" and order > 1:
             continue
@@ -173,20 +169,22 @@ def _derivatives(dtype: str, itemsize: int, activation: str, orders: Iterable[in
                 dtype=dtype,
                 pointers={"out_ptr": dtype, "x_ptr": dtype} | ({} if upstream == "none" else {"g_ptr": dtype}),
                 constants={"ACTIVATION": activation, "ORDER": order, "UPSTREAM": upstream}
-                | {"BLOCK": elementwise.block_size(itemsize)},
+                | {"BLOCK": blocks.elementwise // itemsize},
                 sizes={"n_elements": False},
-                bytes_loaded=elementwise.BYTES_PER_PROGRAM * (2 if upstream == "dense" else 1),
-                bytes_stored=elementwise.BYTES_PER_PROGRAM,
+                bytes_loaded=blocks.elementwise * (2 if upstream == "dense" else 1),
+                bytes_stored=blocks.elementwise,
             )
             yield s
             if order == 0 or (order == 1 and upstream != "none"):
                 yield s.watched
         if activation != "relu" and 1 <= order < MAX_ORDER:
             for expanded in ("", "v", "g", "vg") if order == 1 else ("",):
-                yield _double_backward(dtype, itemsize, activation, order, expanded)
+                yield _double_backward(blocks, dtype, itemsize, activation, order, expanded)
 
 
-def _double_backward(dtype: str, itemsize: int, activation: str, order: int, expanded: str) -> Specialization:
+def _double_backward(
+    blocks: Blocks, dtype: str, itemsize: int, activation: str, order: int, expanded: str
+) -> Specialization:
     suffix = f", {' and '.join(expanded)} expanded" if expanded else ""
     return Specialization(
         name=f"{activation} double backward of order {order}{suffix}",
@@ -199,30 +197,30 @@ def _double_backward(dtype: str, itemsize: int, activation: str, order: int, exp
             "V_EXPANDED": "v" in expanded,
             "G_EXPANDED": "g" in expanded,
         }
-        | {"BLOCK": elementwise.block_size(itemsize)},
+        | {"BLOCK": blocks.elementwise // itemsize},
         sizes={"n_elements": False},
-        bytes_loaded=(3 - len(expanded)) * elementwise.BYTES_PER_PROGRAM,
-        bytes_stored=2 * elementwise.BYTES_PER_PROGRAM,
+        bytes_loaded=(3 - len(expanded)) * blocks.elementwise,
+        bytes_stored=2 * blocks.elementwise,
     )
 
 
-def _from_output(dtype: str, itemsize: int, activation: str) -> Iterator[Specialization]:
+def _from_output(blocks: Blocks, dtype: str, itemsize: int, activation: str) -> Iterator[Specialization]:
     for expanded in (False, True):
         s = Specialization(
             name=f"{activation} backward from the output" + (", g expanded" if expanded else ""),
             kernel=elementwise._backward_from_output_kernel,
             dtype=dtype,
             pointers=dict.fromkeys(("dx_ptr", "g_ptr", "y_ptr"), dtype),
-            constants={"ACTIVATION": activation, "G_EXPANDED": expanded, "BLOCK": elementwise.block_size(itemsize)},
+            constants={"ACTIVATION": activation, "G_EXPANDED": expanded, "BLOCK": blocks.elementwise // itemsize},
             sizes={"n_elements": False},
-            bytes_loaded=(1 if expanded else 2) * elementwise.BYTES_PER_PROGRAM,
-            bytes_stored=elementwise.BYTES_PER_PROGRAM,
+            bytes_loaded=(1 if expanded else 2) * blocks.elementwise,
+            bytes_stored=blocks.elementwise,
         )
         yield from (s, s.watched)
 
 
-def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specialization]:
-    rows, block = bias.tile_shape(itemsize, BIASED_COLUMNS)
+def _with_bias(blocks: Blocks, dtype: str, itemsize: int, activation: str) -> Iterator[Specialization]:
+    rows, block = blocks.tile_shape(itemsize, BIASED_COLUMNS)
     forward = Specialization(
         name=f"{activation} with bias",
         kernel=bias._bias_activation_kernel,
@@ -230,8 +228,8 @@ def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specializ
         pointers=dict.fromkeys(("y_ptr", "x_ptr", "bias_ptr"), dtype),
         constants={"ACTIVATION": activation, "ROWS": rows, "BLOCK": block},
         sizes={"n_rows": False, "n_columns": True, "tiles_in_row": False},
-        bytes_loaded=bias.TILE_BYTES,
-        bytes_stored=bias.TILE_BYTES,
+        bytes_loaded=blocks.tile,
+        bytes_stored=blocks.tile,
     )
     yield from (forward, forward.watched)
     for saved in ("output",) if activation == "relu" else ("input", "output"):
@@ -244,48 +242,48 @@ def _with_bias(dtype: str, itemsize: int, activation: str) -> Iterator[Specializ
             | ({"bias_ptr": dtype} if saved == "input" else {}),
             constants={"ACTIVATION": activation, "ROWS": rows, "BLOCK": block},
             sizes={"n_rows": False, "n_columns": True, "tiles_in_row": False, "n_tiles": False},
-            bytes_loaded=2 * bias.TILE_BYTES,
-            bytes_stored=bias.TILE_BYTES,
+            bytes_loaded=2 * blocks.tile,
+            bytes_stored=blocks.tile,
         )
         yield from (backward, backward.watched)
 
 
-def _column_sum(dtype: str) -> Specialization:
+def _column_sum(blocks: Blocks, dtype: str) -> Specialization:
+    rows, block = blocks.column_sum
     return Specialization(
         name="sum of the partial bias gradients",
         kernel=bias._column_sum_kernel,
         dtype=dtype,
         pointers={"out_ptr": dtype, "partial_ptr": "fp64" if dtype == "fp64" else "fp32"},
-        constants={"ROWS": bias.COLUMN_SUM_ROWS, "BLOCK": bias.COLUMN_SUM_BLOCK},
+        constants={"ROWS": rows, "BLOCK": block},
         sizes={"n_rows": False, "n_columns": True},
-        bytes_loaded=bias.COLUMN_SUM_ROWS * bias.COLUMN_SUM_BLOCK * (8 if dtype == "fp64" else 4),
+        bytes_loaded=rows * block * (8 if dtype == "fp64" else 4),
         bytes_stored=0,
     )
 
 
-def _second_stage() -> Iterator[Specialization]:
+def _second_stage(blocks: Blocks) -> Iterator[Specialization]:
     for partial in ("fp32", "fp64"):
         yield Specialization(
             name=f"second stage of {partial} statistics",
             kernel=statistics._second_stage_kernel,
             dtype="fp64",
             pointers={"out_ptr": "fp64", "partial_ptr": partial, "segments_ptr": "i64"},
-            constants={"ROWS": statistics.ROWS},
+            constants={"ROWS": blocks.statistics},
             sizes={},
             bytes_loaded=0,
             bytes_stored=0,
         )
 
 
-def _updates(backend: str) -> Iterator[Specialization]:
+def _updates(blocks: Blocks) -> Iterator[Specialization]:
     tables = {"table_ptr": "i64", "tiles_ptr": "i32"}
-    blocks, where = update.BLOCKS.get(backend, update.BLOCKS["default"]), " on AMD" if backend == "hip" else ""
     for dtype, itemsize in ITEMSIZE.items():
         wide = "fp64" if dtype == "fp64" else "fp32"
-        tile_bytes = blocks[itemsize] * itemsize
-        of_dtype = {"DTYPE": DTYPES[dtype], "WORDS": 1 if itemsize == 2 else 2, "BLOCK": blocks[itemsize]}
+        tile_bytes = blocks.update[itemsize] * itemsize
+        of_dtype = {"DTYPE": DTYPES[dtype], "WORDS": 1 if itemsize == 2 else 2, "BLOCK": blocks.update[itemsize]}
         yield Specialization(
-            name="squares of gradients" + where,
+            name="squares of gradients",
             kernel=update._squares_kernel,
             dtype=dtype,
             pointers={"rows_ptr": wide} | tables,
@@ -294,7 +292,6 @@ def _updates(backend: str) -> Iterator[Specialization]:
             bytes_loaded=tile_bytes,
             bytes_stored=0,
             fuses=False,
-            backend=backend,
         )
         for rule, n_states in update_rules.STATES.items():
             norms = {"norms_ptr": "fp32"}
@@ -302,7 +299,7 @@ def _updates(backend: str) -> Iterator[Specialization]:
             for kind, more in {", unguarded": norms, "": guard, ", measured": guard | {"rows_ptr": wide}}.items():
                 full = kind != ", unguarded"
                 yield Specialization(
-                    name=f"update by {rule}{kind}{where}",
+                    name=f"update by {rule}{kind}",
                     kernel=update._update_kernel,
                     dtype=dtype,
                     pointers=tables | {"coefficients_ptr": wide} | more,
@@ -311,11 +308,10 @@ def _updates(backend: str) -> Iterator[Specialization]:
                     bytes_loaded=tile_bytes * (2 + n_states),
                     bytes_stored=tile_bytes * (1 + n_states),
                     fuses=False,
-                    backend=backend,
                 )
 
 
-def _preparations() -> Iterator[Specialization]:
+def _around_updates(blocks: Blocks) -> Iterator[Specialization]:
     sums = {"single_rows_ptr": "fp32", "double_rows_ptr": "fp64", "table_ptr": "i64"}
     for rule in update_rules.STATES:
         counts = {"updates_ptr": "fp64"} if rule in update_rules.COUNTING else {}
@@ -334,7 +330,7 @@ def _preparations() -> Iterator[Specialization]:
                 | sums
                 | counts
                 | more,
-                constants={"RULE": rule, "CLIPS": bool(more), "STOPS": bool(more), "ROWS": update.ROWS},
+                constants={"RULE": rule, "CLIPS": bool(more), "STOPS": bool(more), "ROWS": blocks.norms},
                 sizes={"n_single_rows": False, "n_double_rows": False, "n_sums": False},
                 bytes_loaded=0,
                 bytes_stored=0,
@@ -345,7 +341,7 @@ def _preparations() -> Iterator[Specialization]:
         kernel=rows._put_row_kernel,
         dtype="b64",  # it only moves
         pointers={"table_ptr": "fp64", "values_ptr": "fp64", "row_ptr": "i64"},
-        constants={"BLOCK": rows.BLOCK},
+        constants={"BLOCK": blocks.row},
         sizes={"n_columns": False},
         bytes_loaded=0,
         bytes_stored=0,
@@ -355,7 +351,7 @@ def _preparations() -> Iterator[Specialization]:
         kernel=update._combine_kernel,
         dtype="fp64",
         pointers={"sums_ptr": "fp64", "single_rows_ptr": "fp32", "double_rows_ptr": "fp64"},
-        constants={"ROWS": update.ROWS},
+        constants={"ROWS": blocks.norms},
         sizes={"n_single_rows": False, "n_double_rows": False},
         bytes_loaded=0,
         bytes_stored=0,
@@ -365,7 +361,7 @@ def _preparations() -> Iterator[Specialization]:
         kernel=update._measure_kernel,
         dtype="fp64",
         pointers={"measured_ptr": "fp64", "report_ptr": "fp64"} | sums,
-        constants={"ROWS": update.ROWS},
+        constants={"ROWS": blocks.norms},
         sizes={"n_tensors": False},
         bytes_loaded=0,
         bytes_stored=0,
@@ -383,7 +379,7 @@ def compile_for(target: GPUTarget, specialization: Specialization) -> Compiled:
     aligned = {name for name in s.pointers if name not in s.misaligned} | {n for n, even in s.sizes.items() if even}
     attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in aligned}
     source = ASTSource(fn=s.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": elementwise.NUM_WARPS, "enable_fp_fusion": s.fuses}
+    options = {"num_warps": blocks_on(target.backend).num_warps, "enable_fp_fusion": s.fuses}
     binary = triton.compile(source, target=target, options=options)
     if target.backend == "cuda":
         registers, local_bytes = _resources(binary.asm["cubin"])
@@ -419,9 +415,7 @@ def main() -> None:
     print(f"triton {triton.__version__}; 16-byte accesses as found / as the unmasked bulk needs\n")
     print(f"{'target':8} {'dtype':6} {'kernel':48} {'registers':>9} {'spilled':>8} {'loads':>8} {'stores':>8}")
     for target in targets:
-        for s in specializations():
-            if not s.suits(TARGETS[target]):
-                continue
+        for s in specializations(blocks_on(TARGETS[target].backend)):
             c = compile_for(TARGETS[target], s)
             loads, stores = (wide_accesses(TARGETS[target], n) for n in (s.bytes_loaded, s.bytes_stored))
             print(

@@ -1,7 +1,7 @@
 """Measure what needs no GPU: minigrad's plain path against torch's own operations, in one run.
 
     python kernels/bench/cpu.py                        all sections, a table each
-    python kernels/bench/cpu.py --sections host        one of host, bandwidth, derivative, step
+    python kernels/bench/cpu.py --sections host        one of host, bandwidth, derivative, launching, step
     python kernels/bench/cpu.py --write                also writes kernels/bench/results/cpu.{json,md}
 
 Every section first checks that minigrad's results are right, and stops if they are not. The two sides take turns, and
@@ -12,6 +12,7 @@ times depend on the machine and on who else uses it; the ratios much less.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -129,6 +130,29 @@ def derivative() -> Iterator[Row]:
         yield row("derivative", f"tanh, order {order}: speed-up", times, bound, inverse=True)
 
 
+def launching() -> Iterator[Row]:
+    """What the host does to launch a kernel on a GPU, up to the driver, against Triton's own launch."""
+    if importlib.util.find_spec("triton") is None:
+        print("launching   needs Triton, which is not installed")
+        return
+    from bench.stand_in import Start, without_a_gpu
+    from minigrad_kernels import elementwise
+    from minigrad_kernels.launch import launch
+
+    x = torch.zeros(1024)
+    kernel, started = elementwise._derivative_kernel, list[Start]()
+    arguments = dict.fromkeys(kernel.arg_names) | {"out_ptr": x, "x_ptr": x, "n_elements": 1024, "BLOCK": 1024}
+    arguments |= {"ACTIVATION": "tanh", "ORDER": 0, "UPSTREAM": "none", "num_warps": 4}
+    ours, theirs = partial(launch, kernel, 1, x, **arguments), partial(kernel[(1,)], **arguments)
+    with without_a_gpu(started.append):
+        for call in (ours, ours, theirs):  # the first compiles
+            call()
+    assert started[0] == started[1] == started[2], "the launches start different things"
+    with without_a_gpu():
+        times = compare(ours, theirs, repeats=41, calls=500)
+    yield row("launching", "tanh, up to the driver", times, "<= 0.5")
+
+
 def step() -> Iterator[Row]:
     """A training step of a small network, against PyTorch's loop by hand, and compiled against step by step."""
     task = Task((64, 128, 128, 10), 256)
@@ -144,7 +168,7 @@ def step() -> Iterator[Row]:
         yield row("step", case, times, "")
 
 
-SECTIONS = {"host": host, "bandwidth": bandwidth, "derivative": derivative, "step": step}
+SECTIONS = {"host": host, "bandwidth": bandwidth, "derivative": derivative, "launching": launching, "step": step}
 
 
 def main() -> None:

@@ -22,21 +22,11 @@ import triton.language as tl
 
 from minigrad_kernels.arithmetic import activation as _activation
 from minigrad_kernels.arithmetic import narrow, widen
-from minigrad_kernels.elementwise import as_laid_out, times_derivative, times_derivative_from_output
+from minigrad_kernels.blocks import BLOCKS, cdiv
+from minigrad_kernels.elementwise import as_laid_out, is_in_memory, times_derivative, times_derivative_from_output
+from minigrad_kernels.launch import launch
 from minigrad_kernels.statistics import write_backward, write_forward
-from minigrad_kernels.watch import Watch, arguments
-
-NUM_WARPS = 4
-TILE_BYTES = 4096
-"""Of a tile: two 16-byte accesses for every thread. Follows from the width of a load; it is no measurement."""
-COLUMN_BYTES = 512
-"""Of a tile's row, at most: one 16-byte access for every thread of a warp."""
-MOST_TILES = 16
-"""That one program of the backward adds up, where x is large: the partial sums are then 1/128 of x or less."""
-PROGRAMS = 1024
-"""Below so many programs each takes fewer tiles, so that a small x still occupies a GPU; no measurement either."""
-COLUMN_SUM_BLOCK = 32
-COLUMN_SUM_ROWS = 64
+from minigrad_kernels.watch import Watch, seen_by
 
 
 @triton.jit
@@ -129,15 +119,15 @@ def bias_activation(
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if y.numel():
         n_rows, n_columns = _matrix(x)
-        rows, block = tile_shape(x.element_size(), n_columns)
-        with torch.cuda.device_of(x):
-            fired = None if watch is None else watch.fired
-            _bias_activation_kernel[(tiles(x),)](
-                y_ptr=y, x_ptr=as_laid_out(x, y), bias_ptr=_contiguous(bias),
-                statistics_ptr=None if watch is None else watch.rows, fired_ptr=None if fired is None else fired.flags,
-                n_rows=n_rows, n_columns=n_columns, tiles_in_row=triton.cdiv(n_columns, block),
-                ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=NUM_WARPS,
-            )  # fmt: skip
+        rows, block = BLOCKS.tile_shape(x.element_size(), n_columns)
+        fired = None if watch is None else watch.fired
+        launch(
+            _bias_activation_kernel, tiles(x), x,
+            y_ptr=y, x_ptr=as_laid_out(x, y), bias_ptr=_contiguous(bias),
+            statistics_ptr=None if watch is None else watch.rows, fired_ptr=None if fired is None else fired.flags,
+            n_rows=n_rows, n_columns=n_columns, tiles_in_row=cdiv(n_columns, block),
+            ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=BLOCKS.num_warps,
+        )  # fmt: skip
     return _laid_out_as_input(y, x)
 
 
@@ -157,50 +147,47 @@ def bias_activation_backward(
     if dx.numel() == 0:
         return _laid_out_as_input(dx, saved), db.zero_()
     n_rows, n_columns = _matrix(saved)
-    rows, block = tile_shape(saved.element_size(), n_columns)
-    tiles_in_row = triton.cdiv(n_columns, block)
+    rows, block = BLOCKS.tile_shape(saved.element_size(), n_columns)
+    tiles_in_row = cdiv(n_columns, block)
     n_partial, n_tiles = _division(saved)
     accumulation = torch.float64 if saved.dtype == torch.float64 else torch.float32
     partial = torch.empty((n_partial, n_columns), dtype=accumulation, device=saved.device)
-    with torch.cuda.device_of(saved):
-        _bias_activation_backward_kernel[(n_partial * tiles_in_row,)](
-            dx_ptr=dx, partial_ptr=partial, g_ptr=as_laid_out(upstream, dx), saved_ptr=as_laid_out(saved, dx),
-            bias_ptr=None if bias is None else _contiguous(bias), **arguments(watch),
-            n_rows=n_rows, n_columns=n_columns, tiles_in_row=tiles_in_row, n_tiles=n_tiles,
-            ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=NUM_WARPS,
-        )  # fmt: skip
-        _column_sum_kernel[(triton.cdiv(n_columns, COLUMN_SUM_BLOCK),)](
-            out_ptr=db, partial_ptr=partial, n_rows=n_partial, n_columns=n_columns,
-            ROWS=COLUMN_SUM_ROWS, BLOCK=COLUMN_SUM_BLOCK, num_warps=NUM_WARPS,
-        )  # fmt: skip
+    watched_rows, low, high = seen_by(watch)
+    sum_rows, sum_block = BLOCKS.column_sum
+    launch(
+        _bias_activation_backward_kernel, n_partial * tiles_in_row, saved,
+        dx_ptr=dx, partial_ptr=partial, g_ptr=as_laid_out(upstream, dx), saved_ptr=as_laid_out(saved, dx),
+        bias_ptr=None if bias is None else _contiguous(bias), statistics_ptr=watched_rows,
+        n_rows=n_rows, n_columns=n_columns, tiles_in_row=tiles_in_row, n_tiles=n_tiles, low=low, high=high,
+        ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=BLOCKS.num_warps,
+    )  # fmt: skip
+    launch(
+        _column_sum_kernel, cdiv(n_columns, sum_block), saved,
+        out_ptr=db, partial_ptr=partial, n_rows=n_partial, n_columns=n_columns,
+        ROWS=sum_rows, BLOCK=sum_block, num_warps=BLOCKS.num_warps,
+    )  # fmt: skip
     return _laid_out_as_input(dx, saved), db
 
 
 def tiles(x: torch.Tensor) -> int:
     """Return the number of tiles in which the forward kernel takes x (..., N), not empty, one each."""
     n_rows, n_columns = _matrix(x)
-    rows, block = tile_shape(x.element_size(), n_columns)
-    return int(triton.cdiv(n_rows, rows) * triton.cdiv(n_columns, block))
+    rows, block = BLOCKS.tile_shape(x.element_size(), n_columns)
+    return cdiv(n_rows, rows) * cdiv(n_columns, block)
 
 
 def backward_tiles(x: torch.Tensor) -> int:
     """Return the number of tiles in which the backward kernel takes x (..., N), not empty, those without rows too."""
     n_partial, n_tiles = _division(x)
-    _, block = tile_shape(x.element_size(), x.shape[-1])
-    return int(n_partial * triton.cdiv(x.shape[-1], block) * n_tiles)
+    _, block = BLOCKS.tile_shape(x.element_size(), x.shape[-1])
+    return n_partial * cdiv(x.shape[-1], block) * n_tiles
 
 
 def _division(x: torch.Tensor) -> tuple[int, int]:
     """Return in how many parts the backward kernel takes the rows, and of how many tiles each."""
-    rows, _ = tile_shape(x.element_size(), x.shape[-1])
-    n_tiles = min(MOST_TILES, max(1, tiles(x) // PROGRAMS))
-    return triton.cdiv(_matrix(x)[0], rows * n_tiles), n_tiles
-
-
-def tile_shape(itemsize: int, n_columns: int) -> tuple[int, int]:
-    """Return the rows and columns of a tile, powers of two: wide for wide accesses, but no wider than x needs."""
-    block = min(COLUMN_BYTES // itemsize, triton.next_power_of_2(n_columns))
-    return TILE_BYTES // (itemsize * block), block
+    rows, _ = BLOCKS.tile_shape(x.element_size(), x.shape[-1])
+    n_tiles = min(BLOCKS.most_tiles, max(1, tiles(x) // BLOCKS.programs))
+    return cdiv(_matrix(x)[0], rows * n_tiles), n_tiles
 
 
 def _matrix(x: torch.Tensor) -> tuple[int, int]:
@@ -208,6 +195,8 @@ def _matrix(x: torch.Tensor) -> tuple[int, int]:
 
 
 def _contiguous(bias: torch.Tensor) -> torch.Tensor:
+    if bias.is_contiguous() and is_in_memory(bias):
+        return bias
     return as_laid_out(bias, torch.empty_like(bias, memory_format=torch.contiguous_format))
 
 

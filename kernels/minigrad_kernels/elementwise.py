@@ -21,8 +21,6 @@ of its units fire; a kernel that is given no place for these has no trace of the
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -30,13 +28,10 @@ import triton.language as tl
 from minigrad_kernels.arithmetic import activation as _activation
 from minigrad_kernels.arithmetic import derivative as _derivative
 from minigrad_kernels.arithmetic import narrow, widen
+from minigrad_kernels.blocks import BLOCKS, cdiv
+from minigrad_kernels.launch import launch
 from minigrad_kernels.statistics import write_backward, write_forward
-from minigrad_kernels.watch import Watch, arguments
-
-NUM_WARPS = 4
-BYTES_PER_PROGRAM = 4096
-"""Of each operand: two 16-byte accesses in flight for every thread of four warps. Follows from the width of a load; it
-is no measurement."""
+from minigrad_kernels.watch import Watch, seen_by
 
 
 @triton.jit
@@ -226,13 +221,17 @@ def derivative(
         flags = watch.fired.flags
         stride = out.stride(watch.fired.dimension) if out.dim() else 1
         period = stride * len(flags)  # of the units in memory, where `out` lies densely
-        if period > 2**31 - BYTES_PER_PROGRAM:
+        if period > 2**31 - BLOCKS.elementwise:
             raise ValueError(f"a sample of a ReLU layer has {period} elements: only those below 2^31 can be watched")
-    _launch(
-        _derivative_kernel, out, out_ptr=out, g_ptr=upstream, x_ptr=x,
-        fired_ptr=flags, unit_stride=stride, period=period, **arguments(watch),
-        ACTIVATION=activation, ORDER=order, UPSTREAM=mode,
-    )  # fmt: skip
+    if out.numel():
+        rows, low, high = seen_by(watch)
+        launch(
+            _derivative_kernel, tiles(out), out,
+            out_ptr=out, g_ptr=upstream, x_ptr=x, statistics_ptr=rows, fired_ptr=flags,
+            n_elements=out.numel(), low=low, high=high, unit_stride=stride, period=period,
+            ACTIVATION=activation, ORDER=order, UPSTREAM=mode, BLOCK=block_size(out.element_size()),
+            num_warps=BLOCKS.num_warps,
+        )  # fmt: skip
     return out
 
 
@@ -244,11 +243,14 @@ def double_backward(
     x = as_laid_out(x, dx)
     v, v_expanded = _operand(v, dx)
     upstream, g_expanded = _operand(upstream, dx)
-    _launch(
-        _double_backward_kernel, dx, dg_ptr=dg, dx_ptr=dx, v_ptr=v, g_ptr=upstream, x_ptr=x,
-        ACTIVATION=activation, ORDER=order,
-        V_EXPANDED=v_expanded, G_EXPANDED=g_expanded,
-    )  # fmt: skip
+    if dx.numel():
+        launch(
+            _double_backward_kernel, tiles(dx), dx,
+            dg_ptr=dg, dx_ptr=dx, v_ptr=v, g_ptr=upstream, x_ptr=x, n_elements=dx.numel(),
+            ACTIVATION=activation, ORDER=order,
+            V_EXPANDED=v_expanded, G_EXPANDED=g_expanded, BLOCK=block_size(dx.element_size()),
+            num_warps=BLOCKS.num_warps,
+        )  # fmt: skip
     return dg, dx
 
 
@@ -262,10 +264,14 @@ def backward_from_output(
     dx = torch.empty_like(y)
     y = as_laid_out(y, dx)
     upstream, expanded = _operand(upstream, dx)
-    _launch(
-        _backward_from_output_kernel, dx, dx_ptr=dx, g_ptr=upstream, y_ptr=y, **arguments(watch),
-        ACTIVATION=activation, G_EXPANDED=expanded,
-    )  # fmt: skip
+    if dx.numel():
+        rows, low, high = seen_by(watch)
+        launch(
+            _backward_from_output_kernel, tiles(dx), dx,
+            dx_ptr=dx, g_ptr=upstream, y_ptr=y, statistics_ptr=rows, n_elements=dx.numel(), low=low, high=high,
+            ACTIVATION=activation, G_EXPANDED=expanded, BLOCK=block_size(dx.element_size()),
+            num_warps=BLOCKS.num_warps,
+        )  # fmt: skip
     return dx
 
 
@@ -284,12 +290,12 @@ def as_laid_out(operand: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def block_size(itemsize: int) -> int:
     """Return the number of elements that one program takes, for elements of `itemsize` bytes."""
-    return BYTES_PER_PROGRAM // itemsize
+    return BLOCKS.elementwise // itemsize
 
 
 def tiles(x: torch.Tensor) -> int:
     """Return the number of tiles in which the kernels here take a tensor, one each."""
-    return int(triton.cdiv(x.numel(), block_size(x.element_size())))
+    return cdiv(x.numel(), block_size(x.element_size()))
 
 
 def is_in_memory(operand: torch.Tensor) -> bool:
@@ -299,14 +305,5 @@ def is_in_memory(operand: torch.Tensor) -> bool:
 
 def _operand(operand: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """Return a gradient as the kernel reads it, and whether it is one element expanded, as `.sum()` sends it."""
-    expanded = operand.shape == like.shape and not any(operand.stride()) and is_in_memory(operand)
-    return (operand, True) if expanded else (as_laid_out(operand, like), False)
-
-
-def _launch(kernel: Any, out: torch.Tensor, **arguments: Any) -> None:
-    n_elements = out.numel()
-    if n_elements == 0:
-        return
-    block = block_size(out.element_size())
-    with torch.cuda.device_of(out):
-        kernel[(tiles(out),)](n_elements=n_elements, BLOCK=block, num_warps=NUM_WARPS, **arguments)
+    is_expanded = operand.shape == like.shape and not any(operand.stride()) and is_in_memory(operand)
+    return (operand, True) if is_expanded else (as_laid_out(operand, like), False)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from minigrad_kernels import update
 from minigrad_kernels import update_rules as rules
+from minigrad_kernels.blocks import BLOCKS, cdiv
+from minigrad_kernels.launch import launch
 from minigrad_kernels.locations import Locations
 from minigrad_kernels.plain_statistics import COLUMNS
 
@@ -114,8 +115,8 @@ class FusedUpdate:
         kept = zip(none if directions is None else directions, *lists, strict=True)  # in the order of the table
         self.locations = Locations(parameters, places, list(kept))
         n_rows = max(len(self._single_rows), len(self._double_rows))
-        many = n_rows > update.MANY_TILES
-        n_sums = triton.cdiv(n_rows, update.ROWS)
+        many = n_rows > BLOCKS.many_tiles
+        n_sums = cdiv(n_rows, BLOCKS.norms)
         self._sums = torch.empty((n_sums, COLUMNS), dtype=torch.float64, device=device) if many else None
         self._single, self._double = _coefficients(options, clip_norm, device)
         self._norms = torch.empty(self._n, dtype=torch.float32, device=device)
@@ -135,23 +136,28 @@ class FusedUpdate:
         self.locations.locate(gradients)
         report = self._double.new_empty(update.REPORTED + self._n)
         measured = self._double.new_empty((MEASURED, self._n)) if self._measures else None
-        with torch.cuda.device_of(self.locations.table):
-            for group in self._groups:
-                update._squares_kernel[(len(group.tiles),)](
-                    rows_ptr=group.rows, table_ptr=self.locations.table, tiles_ptr=group.tiles,
-                    **group.arguments, num_warps=update.NUM_WARPS, enable_fp_fusion=False,
-                )  # fmt: skip
-            if self._sums is not None:
-                update._combine_kernel[(len(self._sums),)](
-                    sums_ptr=self._sums, **self._rows(), ROWS=update.ROWS, num_warps=update.NUM_WARPS
-                )
-            self._launch(1 + self._n, report, learning_rate, loss)
-            if measured is not None:
-                update._measure_kernel[(self._n,)](
-                    measured_ptr=measured, report_ptr=report,
-                    single_rows_ptr=self._single_rows, double_rows_ptr=self._double_rows,
-                    table_ptr=self.locations.table, n_tensors=self._n, ROWS=update.ROWS, num_warps=update.NUM_WARPS,
-                )  # fmt: skip
+        table = self.locations.table
+        for group in self._groups:
+            launch(
+                update._squares_kernel, len(group.tiles), table,
+                rows_ptr=group.rows, table_ptr=table, tiles_ptr=group.tiles,
+                **group.arguments, num_warps=BLOCKS.num_warps, enable_fp_fusion=False,
+            )  # fmt: skip
+        if self._sums is not None:
+            launch(
+                update._combine_kernel, len(self._sums), table,
+                sums_ptr=self._sums, single_rows_ptr=self._single_rows, double_rows_ptr=self._double_rows,
+                n_single_rows=len(self._single_rows), n_double_rows=len(self._double_rows),
+                ROWS=BLOCKS.norms, num_warps=BLOCKS.num_warps,
+            )  # fmt: skip
+        self._prepare_and_update(1 + self._n, report, learning_rate, loss)
+        if measured is not None:
+            launch(
+                update._measure_kernel, self._n, table,
+                measured_ptr=measured, report_ptr=report,
+                single_rows_ptr=self._single_rows, double_rows_ptr=self._double_rows,
+                table_ptr=table, n_tensors=self._n, ROWS=BLOCKS.norms, num_warps=BLOCKS.num_warps,
+            )  # fmt: skip
         return Outcome(report, measured)
 
     def apply_unguarded(self, gradients: Sequence[Tensor | None], learning_rate: Tensor) -> None:
@@ -164,40 +170,36 @@ class FusedUpdate:
         if self._measures or self._clips:
             raise ValueError("clip_norm and directions need the norms of the gradients: call apply(), or give neither")
         self.locations.locate(gradients)
-        with torch.cuda.device_of(self.locations.table):
-            self._launch(1, None, learning_rate, None)
+        self._prepare_and_update(1, None, learning_rate, None)
 
     def release(self) -> None:
         """Apply steps again after one that was not applied."""
         self._sound.fill_(1)
 
-    def _rows(self) -> dict[str, Any]:
-        """Return the arguments that tell of the sums of all tiles."""
-        return {
-            "single_rows_ptr": self._single_rows,
-            "n_single_rows": len(self._single_rows),
-            "double_rows_ptr": self._double_rows,
-            "n_double_rows": len(self._double_rows),
-        }
-
-    def _launch(self, n_programs: int, report: Tensor | None, learning_rate: Tensor, loss: Tensor | None) -> None:
-        update._prepare_kernel[(n_programs,)](
+    def _prepare_and_update(
+        self, n_programs: int, report: Tensor | None, learning_rate: Tensor, loss: Tensor | None
+    ) -> None:
+        table = self.locations.table
+        launch(
+            update._prepare_kernel, n_programs, table,
             report_ptr=report, norms_ptr=self._norms, single_ptr=self._single, double_ptr=self._double,
             applied_ptr=self._applied, sound_ptr=self._sound, updates_ptr=self._updates, loss_ptr=loss,
-            learning_rate_ptr=learning_rate, table_ptr=self.locations.table, **self._rows(),
-            sums_ptr=None if report is None else self._sums, n_sums=0 if self._sums is None else len(self._sums),
-            RULE=self._rule, CLIPS=self._clips, STOPS=self._stops, ROWS=update.ROWS,
-            num_warps=update.NUM_WARPS, enable_fp_fusion=False,
+            learning_rate_ptr=learning_rate, single_rows_ptr=self._single_rows, double_rows_ptr=self._double_rows,
+            sums_ptr=None if report is None else self._sums, table_ptr=table, n_single_rows=len(self._single_rows),
+            n_double_rows=len(self._double_rows), n_sums=0 if self._sums is None else len(self._sums),
+            RULE=self._rule, CLIPS=self._clips, STOPS=self._stops, ROWS=BLOCKS.norms,
+            num_warps=BLOCKS.num_warps, enable_fp_fusion=False,
         )  # fmt: skip
         for group in self._groups:
             is_double = group.arguments["DTYPE"] == tl.float64
-            update._update_kernel[(len(group.tiles),)](
-                rows_ptr=group.rows if self._measures else None, table_ptr=self.locations.table, tiles_ptr=group.tiles,
+            launch(
+                update._update_kernel, len(group.tiles), table,
+                rows_ptr=group.rows if self._measures else None, table_ptr=table, tiles_ptr=group.tiles,
                 coefficients_ptr=self._double if is_double else self._single,
                 applied_ptr=None if report is None else self._applied,
                 norms_ptr=report[update.REPORTED :] if is_double and report is not None else self._norms,
                 RULE=self._rule, CLIPS=self._clips, DECAYS=self._decays, N_STATES=rules.STATES[self._rule],
-                **group.arguments, num_warps=update.NUM_WARPS, enable_fp_fusion=False,
+                **group.arguments, num_warps=BLOCKS.num_warps, enable_fp_fusion=False,
             )  # fmt: skip
         self.locations.copy_back()
         torch.autograd.graph.increment_version(self._parameters)
@@ -260,7 +262,7 @@ def _cut(parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[_Group], li
     places = []
     for i, parameter in enumerate(parameters):
         wide = torch.promote_types(parameter.dtype, torch.float32)
-        n_tiles = triton.cdiv(parameter.numel(), _block(parameter.dtype))
+        n_tiles = cdiv(parameter.numel(), BLOCKS.update[parameter.element_size()])
         number = torch.arange(n_tiles, dtype=torch.int32)
         row = n_rows[wide] + number
         tiles.setdefault(parameter.dtype, []).append(torch.stack([torch.full_like(number, i), number, row], 1))
@@ -269,16 +271,12 @@ def _cut(parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[_Group], li
     rows = {wide: torch.empty((n, COLUMNS), dtype=wide, device=device) for wide, n in n_rows.items()}
     groups = []
     for dtype, parts in tiles.items():
-        arguments = {"DTYPE": _TRITON[dtype], "WORDS": 1 if dtype.itemsize == 2 else 2, "BLOCK": _block(dtype)}
+        words, block = 1 if dtype.itemsize == 2 else 2, BLOCKS.update[dtype.itemsize]
+        arguments = {"DTYPE": _TRITON[dtype], "WORDS": words, "BLOCK": block}
         group = _Group(torch.cat(parts).to(device), rows[torch.promote_types(dtype, torch.float32)], arguments)
         if len(group.tiles):
             groups.append(group)
     return rows[torch.float32], rows[torch.float64], groups, places
-
-
-def _block(dtype: torch.dtype) -> int:
-    """Return the number of elements of a tile."""
-    return update.BLOCKS["hip" if torch.version.hip else "default"][dtype.itemsize]
 
 
 def _coefficients(options: Mapping[str, float], clip_norm: float | None, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-NUM_WARPS = 4
-BLOCK = 1024
+from minigrad_kernels.blocks import BLOCKS, cdiv
+from minigrad_kernels.launch import launch
 
 
 @triton.jit(do_not_specialize=["n_columns"])
@@ -29,10 +29,11 @@ def put_row(table: torch.Tensor, row: torch.Tensor, values: torch.Tensor) -> Non
     n_columns = values.numel()
     if n_columns == 0:
         return
-    with torch.cuda.device_of(table):
-        _put_row_kernel[(triton.cdiv(n_columns, BLOCK),)](
-            table_ptr=table, values_ptr=values, row_ptr=row, n_columns=n_columns, BLOCK=BLOCK, num_warps=NUM_WARPS
-        )
+    launch(
+        _put_row_kernel, cdiv(n_columns, BLOCKS.row), table,
+        table_ptr=table, values_ptr=values, row_ptr=row, n_columns=n_columns,
+        BLOCK=BLOCKS.row, num_warps=BLOCKS.num_warps,
+    )  # fmt: skip
 
 
 def is_captured(tensor: torch.Tensor) -> bool:

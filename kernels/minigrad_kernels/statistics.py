@@ -19,11 +19,10 @@ import torch
 import triton
 import triton.language as tl
 
+from minigrad_kernels.blocks import BLOCKS
+from minigrad_kernels.launch import launch
 from minigrad_kernels.plain_statistics import COLUMNS
 from minigrad_kernels.watch import BACKWARD
-
-NUM_WARPS = 4
-ROWS = 512
 
 _COLUMNS = tl.constexpr(COLUMNS)
 _BACKWARD = tl.constexpr(BACKWARD)
@@ -183,8 +182,8 @@ def second_stage(partials: torch.Tensor, segments: torch.Tensor) -> torch.Tensor
     Returns: (segments, COLUMNS) float64, as `plain_statistics` has them.
     """
     out = torch.empty((len(segments), COLUMNS), dtype=torch.float64, device=partials.device)
-    with torch.cuda.device_of(partials):
-        _second_stage_kernel[(len(segments),)](
-            out_ptr=out, partial_ptr=partials, segments_ptr=segments, ROWS=ROWS, num_warps=NUM_WARPS
-        )
+    launch(
+        _second_stage_kernel, len(segments), partials,
+        out_ptr=out, partial_ptr=partials, segments_ptr=segments, ROWS=BLOCKS.statistics, num_warps=BLOCKS.num_warps,
+    )  # fmt: skip
     return out

@@ -35,16 +35,6 @@ from minigrad_kernels.update_rules import (
     updated,
 )
 
-NUM_WARPS = 4
-BLOCKS = {"default": {2: 1024, 4: 1024, 8: 256}, "hip": {2: 2048, 4: 1024, 8: 512}}
-"""Elements of a tile by the kind of GPU and the bytes of an element: a 16-byte access or two for every thread, of which
-AMD's warps have twice as many, and as many as numbers of one or two words leave registers for. Follows from what the
-compilers make of it; it is no measurement."""
-ROWS = 1024
-"""Tiles whose sums are read at a time."""
-MANY_TILES = 8 * ROWS
-"""From which on one program alone would add them up for longer than a launch takes; no measurement."""
-
 # What the table has for each tensor: its elements, where its tiles begin among those of its dtype and how many it has,
 # whether it is float64, and the addresses of its parameter, gradient (0: none), direction of the last gradient, state.
 ENTRY = 9

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -126,9 +125,6 @@ def _rounded(number: float) -> float:
     return torch.tensor(number, dtype=torch.float32).item()
 
 
-def arguments(watch: Watch | None) -> dict[str, Any]:
-    """Return what every kernel that can be watched takes; None is a compile-time constant that leaves no trace."""
-    if watch is None:
-        return {"statistics_ptr": None, "low": None, "high": None}
-    low, high = watch.limits or (None, None)
-    return {"statistics_ptr": watch.rows, "low": low, "high": high}
+def seen_by(watch: Watch | None) -> tuple[torch.Tensor | None, float | None, float | None]:
+    """Return rows and limits as a kernel takes them: None is a compile-time constant that leaves no trace."""
+    return (None, None, None) if watch is None else (watch.rows, *(watch.limits or (None, None)))

@@ -332,7 +332,7 @@ def test_copy_compiles_to_wide_accesses_ahead_of_time(reads, writes, target):
             bytes_stored=writes * n_bytes,
         ),
     )
-    assert move_kernel.NUM_WARPS == aot.elementwise.NUM_WARPS
+    assert aot.blocks_on(aot.TARGETS[target].backend).num_warps == move_kernel.NUM_WARPS
     assert compiled.spilled == 0
     assert compiled.wide_loads >= aot.wide_accesses(aot.TARGETS[target], reads * n_bytes)
     assert compiled.wide_stores >= aot.wide_accesses(aot.TARGETS[target], writes * n_bytes)

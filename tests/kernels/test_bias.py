@@ -92,10 +92,10 @@ def test_sum_of_half_gradients_is_rounded_once(dtype, device):
     assert torch.equal(db, (g.double().sum(0)).to(dtype))
 
 
-def test_program_adds_up_many_tiles(device, monkeypatch):
+def test_program_adds_up_many_tiles(device, change_blocks):
     if kernels.path_for(device) == "plain":
         pytest.skip("the plain path has no programs")
-    monkeypatch.setattr("minigrad_kernels.bias.PROGRAMS", 1)
+    change_blocks(programs=1)
     x, bias, g = case((700, 48), torch.float32, device)
     assert_gradients_are_right(g, x, bias, "tanh", sum_atol=1e-4)  # 700 rows
 

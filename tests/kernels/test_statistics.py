@@ -230,9 +230,10 @@ def test_a_norm_is_that_of_float64(n, magnitude, device):
 def test_second_stage_takes_any_number_of_rows(device):
     if kernels.path_for(device) == "plain":
         pytest.skip("the plain path has no tiles")
-    from minigrad_kernels.statistics import ROWS, second_stage
+    from minigrad_kernels.blocks import BLOCKS
+    from minigrad_kernels.statistics import second_stage
 
-    n = 2 * ROWS + 77
+    n = 2 * BLOCKS.statistics + 77
     parts = normal(2 * n, kernels.COLUMNS).abs().float()
     parts[:, [1, 3]] += 1  # the largest magnitudes, by which the sums beside them were scaled
     parts[n:, 4] = 10  # elements of a tile of a forward pass
@@ -417,21 +418,20 @@ def test_layers_of_any_size_and_dtype_are_told_apart(device):
 
 
 @pytest.mark.parametrize("name", ["tanh", "tanh with bias", "relu with bias"])
-def test_more_tiles_than_fit_a_block_of_the_second_stage_are_added_up(name, device, monkeypatch):
+def test_more_tiles_than_fit_a_block_of_the_second_stage_are_added_up(name, device, change_blocks):
     if kernels.path_for(device) == "plain":
         pytest.skip("the plain path has no tiles")
-    monkeypatch.setattr("minigrad_kernels.statistics.ROWS", 4)
-    monkeypatch.setattr("minigrad_kernels.bias.PROGRAMS", 3)  # whose last has tiles without rows
+    change_blocks(statistics=4, programs=3)  # the last program has tiles without rows
     x, g = normal(170, 48).float().to(device), normal(170, 48, seed=1).float().to(device)
     check(LAYERS[name], x, g, bias_for(LAYERS[name], x))
 
 
-def test_backward_with_bias_fills_just_the_rows_that_it_is_said_to(device, monkeypatch):
+def test_backward_with_bias_fills_just_the_rows_that_it_is_said_to(device, change_blocks):
     if kernels.path_for(device) == "plain":
         pytest.skip("the plain path has no tiles")
     from minigrad_kernels import bias as biased
 
-    monkeypatch.setattr("minigrad_kernels.bias.PROGRAMS", 3)
+    change_blocks(programs=3)
     x, layer = normal(170, 48).float().to(device), LAYERS["tanh with bias"]
     n_rows = biased.backward_tiles(x)
     assert n_rows == 12 > biased.tiles(x)  # the last program has three tiles too, one of them without rows

@@ -186,15 +186,12 @@ def test_norms_are_right_where_squares_are_no_float32(scale, device):
     assert numbers[1].item() == pytest.approx(math.hypot(*norms), rel=1e-6)
 
 
-def test_many_tiles_are_added_up_to_the_same_norm(device, monkeypatch):
-    from minigrad_kernels import update
-
+def test_many_tiles_are_added_up_to_the_same_norm(device, change_blocks):
     parameters = [torch.zeros(9000, device=device), torch.zeros(700, dtype=torch.float64, device=device)]
     gradients = [torch.randn(p.shape, generator=torch.Generator().manual_seed(1)).to(p) for p in parameters]
-    monkeypatch.setattr(update, "ROWS", 4)
     norms = []
-    for many in (update.MANY_TILES, 8):
-        monkeypatch.setattr(update, "MANY_TILES", many)
+    for many in (1000, 8):
+        change_blocks(norms=4, many_tiles=many)
         numbers = new_update("gradient_descent", parameters).apply(gradients, number(0.1, device)).numbers
         norms.append(numbers[1].item())
     assert norms[0] == pytest.approx(math.hypot(*(g.double().norm().item() for g in gradients)), rel=1e-6)
