@@ -228,7 +228,8 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     Of several ranks each has a GPU of its own, by its number on this machine.
 
     Raises:
-        UserError: it is no device's name, or this machine has no such device, or several ranks would share a GPU.
+        UserError: it is no device's name, this machine has no such device, several ranks would share a GPU, or the GPU
+            is too old for the kernels.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -242,6 +243,10 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         torch.empty(1, device=device).cpu()
     except (AssertionError, ImportError, RuntimeError) as error:  # a build without it, a missing plugin, no hardware
         raise UserError(f"device={name}: PyTorch finds no such device here; use device=cpu or device=auto") from error
+    try:
+        minigrad_kernels.check_device(device)
+    except RuntimeError as error:
+        raise UserError(f"device={name}: {error}") from error
     return device
 
 

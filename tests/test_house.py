@@ -102,6 +102,7 @@ PUBLIC = {
         "backward_from_output",
         "bias_activation",
         "bias_activation_backward",
+        "check_device",
         "derivative",
         "double_backward",
         "make_differentiable",

@@ -54,6 +54,16 @@ def path_for(device: torch.device | str) -> str:
     return "triton" if _HAS_TRITON and torch.device(device).type == _TRITON_DEVICE else "plain"
 
 
+def check_device(device: torch.device | str) -> None:
+    """Raise an error if Triton's kernels are to run on a device and cannot.
+
+    Raises:
+        RuntimeError: the GPU is older than those that Triton makes code for.
+    """
+    if path_for(device) == "triton":
+        _triton_path(_index(device))
+
+
 def new_tally(device: torch.device | str) -> Tally:
     """Return what computes watched layers on `device`, on the path that runs there, and gathers their statistics."""
     return _triton_path(_index(device)).Tally() if path_for(device) == "triton" else Tally()

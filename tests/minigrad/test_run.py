@@ -15,6 +15,7 @@ import minigrad.files
 from minigrad.config import RunConfig
 from minigrad.errors import RunFailed, UserError
 from minigrad.run import Run, resolve_device
+from minigrad_kernels import operators
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +173,16 @@ def test_a_device_that_is_not_there_is_a_clear_error(name, message):
     with pytest.raises(UserError) as caught:
         resolve_device(name)
     assert str(caught.value) == message
+
+
+def test_a_gpu_that_is_too_old_is_a_clear_error(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    monkeypatch.setattr(operators, "path_for", lambda device: "triton")
+    monkeypatch.setattr(operators, "_index", lambda device: 98)
+    with pytest.raises(UserError, match=r"^device=cpu: Tesla T4 has compute capability 7\.5, and Triton needs 8\.0"):
+        resolve_device("cpu")
 
 
 @pytest.mark.parametrize("before", [(False, False), (True, True), (True, False)])
