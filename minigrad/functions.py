@@ -102,12 +102,16 @@ def derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) 
         return _traced_derivative(x, upstream, activation, order)
     if _in_torch_func():
         return Derivative.apply(x, upstream, activation, order)  # type: ignore[no-any-return]
-    recorded = torch.is_grad_enabled() and (x.requires_grad or (upstream is not None and upstream.requires_grad))
-    if recorded or forward_ad._current_level >= 0:
+    if _is_recorded(x, upstream) or forward_ad._current_level >= 0:
         if upstream is not None and _is_legacy_batched(upstream):
             return torch.ops.minigrad.derivative(x, upstream, activation, order)  # type: ignore[no-any-return]
         return _apply_outside_transforms(x, upstream, activation, order)  # type: ignore[no-any-return]
     return kernels.derivative(x, upstream, activation, order)
+
+
+def _is_recorded(x: Tensor, other: Tensor | None = None) -> bool:
+    """Return whether autograd needs a Function, which takes longer to call than an operation on a small tensor."""
+    return torch.is_grad_enabled() and (x.requires_grad or (other is not None and other.requires_grad))
 
 
 def _traced_derivative(x: Tensor, upstream: Tensor | None, activation: str, order: int) -> Tensor:
@@ -234,6 +238,8 @@ def saving_output(x: Tensor, activation: str) -> Tensor:
         return derivative(x, None, activation, 0)
     if torch.compiler.is_compiling():
         return torch.ops.minigrad.activation_saving_output(x, activation)  # type: ignore[no-any-return]
+    if not _is_recorded(x):
+        return kernels.derivative(x, None, activation, 0)
     return SavingOutput.apply(x, activation)  # type: ignore[no-any-return]
 
 
@@ -245,6 +251,8 @@ def bias_activation(x: Tensor, bias: Tensor, activation: str, save: str = "input
         operators = torch.ops.minigrad
         operator = operators.bias_activation if save == "input" else operators.bias_activation_saving_output
         return operator(x, bias, activation)  # type: ignore[no-any-return]
+    if not _is_recorded(x, bias):
+        return kernels.bias_activation(x, bias, activation)
     return BiasActivation.apply(x, bias, activation, save)  # type: ignore[no-any-return]
 
 
