@@ -57,9 +57,9 @@ def change_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A function that changes what Triton's programs take, by the names of `blocks`."""
 
     def change(**changes: Any) -> None:
-        from minigrad_kernels import bias, blocks, elementwise, fused_update, statistics
+        from minigrad_kernels import bias, blocks, elementwise, fused_update, rows, statistics
 
-        for module in (bias, elementwise, fused_update, statistics):
+        for module in (bias, elementwise, fused_update, rows, statistics):
             monkeypatch.setattr(module, "BLOCKS", replace(blocks.BLOCKS, **changes))
 
     return change

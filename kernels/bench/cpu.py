@@ -131,7 +131,7 @@ def derivative() -> Iterator[Row]:
 
 
 def launching() -> Iterator[Row]:
-    """What the host does to launch a kernel on a GPU, up to the driver, against Triton's own launch."""
+    """What the host does to launch a kernel on a GPU, up to Triton's launcher, against Triton's own launch."""
     if importlib.util.find_spec("triton") is None:
         print("launching   needs Triton, which is not installed")
         return
@@ -150,7 +150,7 @@ def launching() -> Iterator[Row]:
     assert started[0] == started[1] == started[2], "the launches start different things"
     with without_a_gpu():
         times = compare(ours, theirs, repeats=41, calls=500)
-    yield row("launching", "tanh, up to the driver", times, "<= 0.5")
+    yield row("launching", "tanh, up to Triton's launcher", times, "<= 0.5")
 
 
 def step() -> Iterator[Row]:

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -120,13 +121,23 @@ def write_files(
 def conditions(threads: int) -> dict[str, str]:
     """Return what the figures depend on: machine, versions, date and commit."""
     return {
-        "processor": f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(threads),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": version("triton"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),
     }
+
+
+def _processor() -> str:
+    """Return the processor's name as Linux has it, or its architecture."""
+    try:
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
 
 
 def gpu_conditions(device: torch.device) -> dict[str, str]:
@@ -137,7 +148,6 @@ def gpu_conditions(device: torch.device) -> dict[str, str]:
         "device": f"{card.name}, {multiprocessors} multiprocessors, L2 of {cache / 2**20:.0f} MiB, "
         f"memory of {memory / 2**30:.0f} GiB",
         "CUDA or ROCm": str(torch.version.cuda or torch.version.hip),
-        "triton": version("triton"),
         "jax": version("jax"),
     }
 

@@ -1,4 +1,4 @@
-"""A GPU that is not there: what the host does for a launch, on any machine, as far as the driver.
+"""A GPU that is not there: what the host does for a launch, on any machine, as far as Triton's launcher.
 
 Triton compiles for a GPU of compute capability 9.0 and launches on tensors of the CPU; whatever would start a kernel
 there is told to a function instead. Nothing is computed.
@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 DEVICE = -1  # as tensors of the CPU number theirs
-STREAM = 7
+STREAM = 100  # with the device's number added
 
 
 class Start(NamedTuple):
@@ -51,7 +51,7 @@ class _Driver:
         return self.device
 
     def get_current_stream(self, device: int) -> int:
-        return STREAM
+        return STREAM + device
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": 227 * 1024}
@@ -64,7 +64,7 @@ def _start(
     x: int, y: int, z: int, stream: int, kernel: int, metadata: Any,
     launch_metadata: Any, enter: Any, leave: Any, *arguments: Any,
 ) -> None:  # fmt: skip
-    """Do what Triton calls of each compiled kernel, in place of the C code that it would compile for that."""
+    """Do what Triton calls of each compiled kernel, in place of its launcher and the C code within."""
     for hook in (enter, leave):
         if hook is not None:
             hook(launch_metadata)

@@ -66,5 +66,5 @@ BLOCKS = blocks_on("hip" if torch.version.hip else "cuda")
 
 
 def cdiv(n: int, size: int) -> int:
-    """Return how many parts of a size n has, the last perhaps smaller; Triton's own takes 2 us, as long as a launch."""
+    """Return how many parts of a size n has, the last perhaps smaller; Triton's own function is slow on the host."""
     return -(-n // size)

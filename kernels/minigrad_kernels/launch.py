@@ -3,17 +3,18 @@
 At each launch Triton looks at every argument, writes what it finds and the options as a text, and looks up under it
 what it has compiled. On the host that takes several times as long as the rest of a launch, and longer than a small
 kernel runs. Here a launch is known by what Triton compiles for: the kernel, the device, every constant and option, of
-every tensor the dtype and whether its address is a multiple of 16, and of every integer whether it is 1, a multiple of
-16, and within 32 bits. The first launch of a kind is Triton's own, the others call what that has compiled.
+every tensor the dtype and whether its address is a multiple of 16, and of every integer, below 2^63, whether it is 1, a
+multiple of 16, and within 32 bits. The first launch of a kind is Triton's own, the others call what that has compiled.
 
-`python kernels/bench/cpu.py --sections launching` measures what it saves, on the host, up to the driver. The price is
-that it relies on what Triton 3.6 and 3.7 look at and how they call what they have compiled; a test compares the
-launches with Triton's own, on any machine. Triton's own launch stays in other versions, in its interpreter, on ROCm,
-where it also asks how far a tensor reaches, and while a profiler listens to launches.
+`python kernels/bench/cpu.py --sections launching` measures what it saves, on the host, up to Triton's launcher. The
+price is that it relies on what Triton 3.6 and 3.7 look at and how they call what they have compiled; a test compares
+the launches with Triton's own, on any machine. Triton's own launch stays in other versions, in its interpreter, on
+ROCm, where it also asks how far a tensor reaches, and where something is hooked into launches, as a profiler is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -38,34 +39,39 @@ def launch(kernel: Any, n_programs: int, on: torch.Tensor, /, **arguments: Any) 
     Raises:
         TypeError: the arguments are others than the kernel takes, or in another order.
     """
-    if not _IS_KNOWN or not isinstance(kernel, JITFunction) or _is_listened_to():
+    if not _IS_KNOWN or not isinstance(kernel, JITFunction) or _is_hooked(kernel):
         with torch.cuda.device_of(on):
             _launch_anew(kernel, n_programs, arguments)
-        return
-    device = on.get_device()
-    if driver.active.get_current_device() != device:
+    elif driver.active.get_current_device() == on.get_device():
+        _launch_known(kernel, n_programs, arguments)
+    else:
         with torch.cuda.device_of(on):
-            launch(kernel, n_programs, on, **arguments)
-        return
-    values = tuple(arguments.values())
-    kind = _kind(kernel, device, values)
+            _launch_known(kernel, n_programs, arguments)
+
+
+def _launch_known(kernel: Any, n_programs: int, arguments: dict[str, Any]) -> None:
+    """Launch on the current device, by Triton's own means only what is not known."""
+    device, values = driver.active.get_current_device(), tuple(arguments.values())
+    kind = _kind(kernel, device, arguments, values)
     known = _COMPILED.get(kind)
     if known is None:
         compiled = _launch_anew(kernel, n_programs, arguments)
-        _COMPILED[kind] = compiled.run, compiled.function, compiled.packed_metadata, len(kernel.arg_names)
+        if compiled is not None:  # else a hook of Triton's has kept it from being compiled
+            _COMPILED[kind] = compiled.run, compiled.function, compiled.packed_metadata, len(kernel.arg_names)
         return
     run, function, metadata, n_arguments = known
     stream = driver.active.get_current_stream(device)
     run(n_programs, 1, 1, stream, function, metadata, None, None, None, *values[:n_arguments])
 
 
-def _kind(kernel: Any, device: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _kind(kernel: Any, device: int, names: Iterable[str], values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return what Triton compiles for: launches of one kind are of the same compiled kernel."""
     function = kernel.fn  # a kernel's own hash is slow
     n_runtime = _N_RUNTIME.get(function)
     if n_runtime is None:
         n_runtime = _N_RUNTIME[function] = sum(not parameter.is_constexpr for parameter in kernel.params)
-    kind = [function, device, *values[n_runtime:]]
+    kind = [function, device, *names, *values[n_runtime:]]
+    kind += knobs.runtime.debug, knobs.compilation.instrumentation_mode
     for value in values[:n_runtime]:
         if value is None:
             kind.append(None)
@@ -86,7 +92,13 @@ def _launch_anew(kernel: Any, n_programs: int, arguments: dict[str, Any]) -> Any
     return kernel[(n_programs,)](**arguments)
 
 
-def _is_listened_to() -> bool:
-    """Return whether something is to be called at every launch."""
-    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
+def _is_hooked(kernel: Any) -> bool:
+    """Return whether something wants to see a launch, or what it is compiled from."""
+    hooks = knobs.runtime
+    enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
+    return bool(
+        kernel.pre_run_hooks
+        or getattr(enter, "calls", enter)
+        or getattr(leave, "calls", leave)
+        or getattr(hooks, "add_stages_inspection_hook", None)  # Triton 3.7's
+    )

@@ -69,8 +69,16 @@ def test_every_kind_of_arguments_goes_where_tritons_own_launch_does(started):
             sizes = (1, 16, 17, 2**31 - 16, 2**31 - 1, 2**31, 2**31 + 1, 2**32)
             cases += [arguments_of_a_backward(x, g, n_elements) for n_elements in sizes]
         cases += [arguments_of_a_backward(aligned, aligned, 17, low) for low in (0.5, 1.0)]
-    for options in ({"num_warps": 2}, {"ACTIVATION": "tanh"}, {"BLOCK": 128}, {"enable_fp_fusion": False}):
-        cases.append(cases[0] | options)
+    without_options = cases[0]
+    del without_options["num_warps"]
+    for changes in (
+        {"ACTIVATION": "tanh"},
+        {"BLOCK": 128},
+        {"num_warps": 2},
+        {"num_stages": 2},
+        {"enable_fp_fusion": False},
+    ):
+        cases.append(without_options | changes)
     expected = []
     for case in cases:
         kernel[(3,)](**case)
@@ -115,11 +123,11 @@ OPERATIONS = {
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operation_starts_the_second_time_what_triton_started_the_first(name, started, anew, monkeypatch):
     operation = OPERATIONS[name]
-    monkeypatch.setattr(launch, "_is_listened_to", lambda: True)
+    monkeypatch.setattr(launch, "_is_hooked", lambda kernel: True)
     operation()  # by Triton alone
     own, n_kernels = list(started), len(anew)
     assert len(own) == n_kernels > 0
-    monkeypatch.setattr(launch, "_is_listened_to", lambda: False)
+    monkeypatch.setattr(launch, "_is_hooked", lambda kernel: False)
     operation()
     anew.clear()
     started.clear()
@@ -140,7 +148,7 @@ def alike(start):
 def test_launch_is_in_the_current_stream(started):
     elementwise.derivative(torch.zeros(20), None, "tanh", 0)
     elementwise.derivative(torch.zeros(20), None, "tanh", 0)
-    assert [start.stream for start in started] == [STREAM, STREAM]
+    assert [start.stream for start in started] == [STREAM + DEVICE] * 2
     assert [start.grid for start in started] == [(1, 1, 1), (1, 1, 1)]
 
 
@@ -165,15 +173,16 @@ def test_tensors_device_is_entered_and_left(monkeypatch):
 def test_every_device_has_kernels_of_its_own(monkeypatch):
     starts = []
     with without_a_gpu(starts.append) as driver:
-        for driver.device in (0, 1, 0, 1):
+        for driver.device in (-2, -3, -2, -3):  # those of no GPU, since Triton remembers them
             monkeypatch.setattr(torch.Tensor, "get_device", lambda tensor: driver.device)
             elementwise.derivative(torch.zeros(20), None, "tanh", 0)
-    first, second, *again = (start.kernel for start in starts)
-    assert first != second
-    assert again == [first, second]
+    first, second, *again = starts
+    assert first.kernel != second.kernel
+    assert [start.kernel for start in again] == [first.kernel, second.kernel]
+    assert [start.stream for start in starts] == [STREAM - 2, STREAM - 3] * 2
 
 
-def test_who_listens_to_launches_hears_each(started, anew):
+def test_who_listens_to_launches_hears_each(started):
     heard = []
     x = torch.zeros(20)
     for _ in range(2):
@@ -190,8 +199,44 @@ def test_who_listens_to_launches_hears_each(started, anew):
     assert len(started) == 5
 
 
-def test_arguments_in_another_order_are_refused(started):
-    named = {"values_ptr": torch.zeros(4), "table_ptr": torch.zeros(4), "row_ptr": torch.zeros(1), "n_columns": 4}
-    with pytest.raises(TypeError, match="pass table_ptr, values_ptr, row_ptr, n_columns, BLOCK, in this order"):
-        launch.launch(rows._put_row_kernel, 1, torch.zeros(1), **named, BLOCK=16)
+def test_what_is_hooked_into_a_kernel_is_called(started):
+    kernel, seen = rows._put_row_kernel, []
+    kernel.add_pre_run_hook(lambda *arguments, **named: seen.append(named["n_columns"]))
+    try:
+        for _ in range(3):
+            rows.put_row(torch.zeros(3, 4), torch.zeros((), dtype=torch.int64), torch.zeros(4))
+    finally:
+        kernel.pre_run_hooks.clear()
+    assert seen == [4, 4, 4]
+
+
+def test_kernels_for_debugging_are_others(started, monkeypatch):
+    for debug in (False, True, False, True):
+        monkeypatch.setattr(knobs.runtime, "debug", debug)
+        elementwise.derivative(torch.zeros(20), None, "tanh", 0)
+    assert started[0].kernel == started[2].kernel != started[1].kernel == started[3].kernel
+
+
+def test_a_launch_that_triton_is_kept_from_is_none(started, monkeypatch):
+    monkeypatch.setattr(knobs.runtime, "jit_cache_hook", lambda **_: True)
+    elementwise.derivative(torch.zeros(20), None, "tanh", 9)
     assert started == []
+    monkeypatch.setattr(knobs.runtime, "jit_cache_hook", None)
+    elementwise.derivative(torch.zeros(20), None, "tanh", 9)
+    assert len(started) == 1
+
+
+def test_another_version_of_triton_launches_by_itself(started, anew, monkeypatch):
+    monkeypatch.setattr(launch, "_IS_KNOWN", False)
+    for _ in range(3):
+        elementwise.derivative(torch.zeros(20), None, "tanh", 0)
+    assert len(anew) == len(started) == 3
+
+
+def test_arguments_in_another_order_are_refused(started):
+    right = {"table_ptr": torch.zeros(4), "values_ptr": torch.zeros(4), "row_ptr": torch.zeros(1), "n_columns": 4}
+    launch.launch(rows._put_row_kernel, 1, torch.zeros(1), **right, BLOCK=16)
+    swapped = {name: right[name] for name in ("values_ptr", "table_ptr", "row_ptr", "n_columns")}
+    with pytest.raises(TypeError, match="pass table_ptr, values_ptr, row_ptr, n_columns, BLOCK, in this order"):
+        launch.launch(rows._put_row_kernel, 1, torch.zeros(1), **swapped, BLOCK=16)
+    assert len(started) == 1
