@@ -6,6 +6,8 @@ directory, is decided by the first and told to the others.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import itertools
 import math
 import os
@@ -179,6 +181,9 @@ def joined(timeout: float | None) -> Iterator[Ranks]:
         return
     if timeout is None:
         raise UserError("this experiment runs in one process: start it without torchrun")
+    # DistributedDataParallel imports it: where there are ranks already, it would keep their connection for good, whose
+    # threads may then abort a process that ends (https://github.com/pytorch/pytorch/pull/179291 describes the abort).
+    importlib.import_module("torch._dynamo")
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -198,6 +203,7 @@ def joined(timeout: float | None) -> Iterator[Ranks]:
     except BaseException:
         dist.destroy_process_group()
         raise
+    gc.collect()  # of what still holds the connection, so that its threads end here
     dist.destroy_process_group()
 
 
