@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import minigrad
+from bench.launching import forward
 from bench.measure import Row, conditions, row, show, write
 from bench.training import Data, Task, by_hand, by_trainer
 from minigrad_kernels import plain
@@ -136,14 +137,12 @@ def launching() -> Iterator[Row]:
         print("launching   needs Triton, which is not installed")
         return
     from bench.stand_in import Start, without_a_gpu
-    from minigrad_kernels import elementwise
     from minigrad_kernels.launch import launch
 
-    x = torch.zeros(1024)
-    kernel, started = elementwise._derivative_kernel, list[Start]()
-    arguments = dict.fromkeys(kernel.arg_names) | {"out_ptr": x, "x_ptr": x, "n_elements": 1024, "BLOCK": 1024}
-    arguments |= {"ACTIVATION": "tanh", "ORDER": 0, "UPSTREAM": "none", "num_warps": 4}
-    ours, theirs = partial(launch, kernel, 1, x, **arguments), partial(kernel[(1,)], **arguments)
+    x, started = torch.zeros(1024), list[Start]()
+    kernel, n_programs, arguments = forward(x, x)
+    ours = partial(launch, kernel, n_programs, x, **arguments)
+    theirs = partial(kernel[(n_programs,)], **arguments)
     with without_a_gpu(started.append):
         for call in (ours, ours, theirs):  # the first compiles
             call()

@@ -58,30 +58,19 @@ def launches(x: Tensor, setting: Setting) -> dict[str, Callable[[Tensor], None] 
     """
     if setting.device.type != "cuda":
         return dict.fromkeys((LAUNCH, TRITON, COMPILED), "compiled for a GPU only")
-    from minigrad_kernels import elementwise
-    from minigrad_kernels.blocks import BLOCKS
     from minigrad_kernels.launch import launch
 
-    kernel, out, n_programs = elementwise._derivative_kernel, torch.empty_like(x), elementwise.tiles(x)
-    arguments: dict[str, Any] = dict.fromkeys(kernel.arg_names)
-    arguments |= {
-        "out_ptr": out,
-        "x_ptr": x,
-        "n_elements": x.numel(),
-        "ACTIVATION": ACTIVATION,
-        "ORDER": 0,
-        "UPSTREAM": "none",
-        "BLOCK": elementwise.block_size(x.element_size()),
-    }
+    out, index = torch.empty_like(x), x.get_device()
+    kernel, n_programs, arguments = forward(x, out)
 
     def call_launch(x: Tensor) -> None:
-        launch(kernel, n_programs, x, **arguments, num_warps=BLOCKS.num_warps)
+        launch(kernel, n_programs, x, **arguments)
 
     def call_triton(x: Tensor) -> None:
-        kernel[(n_programs,)](**arguments, num_warps=BLOCKS.num_warps)
+        kernel[(n_programs,)](**arguments)
 
-    compiled = kernel[(n_programs,)](**arguments, num_warps=BLOCKS.num_warps)
-    values, index = list(arguments.values()), x.get_device()
+    compiled = kernel[(n_programs,)](**arguments)
+    values = [arguments[name] for name in kernel.arg_names]
 
     def call_compiled(x: Tensor) -> None:
         stream = torch._C._cuda_getCurrentRawStream(index)
@@ -94,3 +83,22 @@ def launches(x: Tensor, setting: Setting) -> dict[str, Callable[[Tensor], None] 
         if not torch.equal(out, minigrad.tanh(x)):
             raise CheckFailed(f"{name}: another result than minigrad.tanh has")
     return dict(calls)
+
+
+def forward(x: Tensor, out: Tensor) -> tuple[Any, int, dict[str, Any]]:
+    """Return the kernel that computes `ACTIVATION`, in how many programs, and its arguments and options."""
+    from minigrad_kernels import elementwise
+    from minigrad_kernels.blocks import BLOCKS
+
+    kernel = elementwise._derivative_kernel
+    given = {
+        "out_ptr": out,
+        "x_ptr": x,
+        "n_elements": x.numel(),
+        "ACTIVATION": ACTIVATION,
+        "ORDER": 0,
+        "UPSTREAM": "none",
+        "BLOCK": elementwise.block_size(x.element_size()),
+        "num_warps": BLOCKS.num_warps,
+    }
+    return kernel, elementwise.tiles(x), dict.fromkeys(kernel.arg_names) | given
